@@ -1,0 +1,168 @@
+# The front door. `make` lists the targets; each sets up what it needs.
+#   MODEL=<folder under configs/>   METHOD=<sft_<method>.yaml in it>   ARGS="key=value …" overrides keys of the recipe
+MODEL  ?= llama3_8b
+METHOD ?= qlora
+ARGS   ?=
+
+# The environment: .venv, made from requirements.lock, or the bin folder of one of your own (conda, container).
+BIN ?= .venv/bin
+PY  := $(BIN)/python
+CLI := $(BIN)/llamafactory-cli
+
+# The rows: `adgen` is what `make data` writes, `sample` what is embedded. RAW: local AdGen files for `make data`.
+DATA ?= adgen
+RAW  ?=
+
+# `make generate`: the catalogue, the file for its ads, candidates for each product, a server other than its own.
+INPUT  ?= examples/products.csv
+OUTPUT ?= ads.csv
+N      ?= 4
+SERVER ?=
+
+# Servers answer this machine only, unless you say otherwise. LLaMA-Factory's log lines hide the progress bars.
+export GRADIO_SERVER_NAME ?= 127.0.0.1
+export API_HOST ?= 127.0.0.1
+export LLAMAFACTORY_VERBOSITY ?= WARN
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# What the recipes say, read from them.
+CONFIG := configs/$(MODEL)
+SFT    := $(CONFIG)/sft_$(METHOD).yaml
+ifeq ($(wildcard $(CONFIG)/sft_*.yaml),)
+$(error there is no model "$(MODEL)"; MODEL is one of: $(notdir $(patsubst %/,%,$(dir $(wildcard configs/*/chat.yaml)))))
+endif
+ifeq ($(wildcard $(SFT)),)
+$(error there is no method "$(METHOD)" for $(MODEL); METHOD is one of: $(patsubst sft_%.yaml,%,$(notdir $(wildcard $(CONFIG)/sft_*.yaml))))
+endif
+key     = $(shell sed -n 's/^$(1): *//p' $(CONFIG)/$(2).yaml)
+BASE   := $(call key,model_name_or_path,chat)
+SAVES  := $(patsubst %/predict/base,%,$(call key,output_dir,predict_base))
+
+# A run is named after its recipe; runs on the embedded sample stand apart.
+RUN     := $(if $(filter sample,$(DATA)),sample,sft)_$(METHOD)
+FULL    := $(shell sed -n 's/^finetuning_type: //p' $(SFT))
+TRAINED := $(SAVES)/$(or $(FULL),lora)/$(RUN)
+BASE_PREDICTIONS := $(SAVES)/predict/$(if $(filter sample,$(DATA)),sample_)base
+PREDICTIONS      := $(SAVES)/predict/$(RUN)
+RESULTS ?= results/$(MODEL)
+DEMO_RESULTS ?= saves/Custom/report
+
+# Overrides that carry the choices above into the recipes; ModelScope has Meta's models under another owner.
+MODEL_ID  := $(if $(filter 1 true,$(USE_MODELSCOPE_HUB)),$(patsubst meta-llama/%,model_name_or_path=LLM-Research/%,$(filter meta-llama/%,$(BASE))))
+TRAIN_ON  := dataset=$(DATA)_train eval_dataset=$(DATA)_val output_dir=$(TRAINED) $(MODEL_ID)
+PREDICT_ON := eval_dataset=$(DATA)_dev $(MODEL_ID)
+TUNED     := $(if $(FULL),model_name_or_path=$(TRAINED) adapter_name_or_path=null,adapter_name_or_path=$(TRAINED) $(MODEL_ID))
+# EXPORTED=1 serves what `make export` wrote.
+EXPORT    := model_name_or_path=$(call key,export_dir,export) adapter_name_or_path=null
+SERVED    := $(if $(filter 1,$(EXPORTED)),$(EXPORT),$(TUNED))
+
+# Files that targets wait for.
+READY := $(if $(filter .venv/bin,$(BIN)),.venv/.ready)
+ROWS  := $(if $(filter adgen,$(DATA)),data/adgen_card.json)
+DEV   := $(if $(filter adgen,$(DATA)),data/adgen_dev.jsonl,data/sample/dev.jsonl)
+TRAIN := $(if $(filter adgen,$(DATA)),data/adgen_train.jsonl,data/sample/train.jsonl)
+# A model folder with a pretrain recipe makes its base model itself, from the rows that the recipe learns from.
+STAND_IN := $(if $(wildcard $(CONFIG)/pretrain.yaml),$(BASE)/train_results.json)
+CORPUS   := $(if $(findstring adgen,$(if $(STAND_IN),$(call key,dataset,pretrain))),data/adgen_train.jsonl,data/sample/train.jsonl)
+
+.PHONY: help setup demo base data train eval export chat webchat webui api generate bench test lint clean
+
+help: ## list the targets
+	@echo 'make <target> [MODEL=$(MODEL)] [METHOD=$(METHOD)] [ARGS="key=value …"]'
+	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
+
+setup: $(READY) ## make the environment .venv from requirements.lock (BIN=<folder> uses your own)
+	@$(if $(READY),,test -x $(CLI) || { echo "error: there is no llamafactory-cli in $(BIN); pip install -r requirements.lock there" >&2; exit 1; })
+
+.venv/.ready: requirements.lock
+	@for python in python3.12 python3.11 python3.13 python3; do \
+	if "$$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; python=; done; \
+	test "$$python" || { echo "error: Python 3.11 or newer is needed; install it, or name an environment: BIN=<folder>" >&2; exit 1; }; \
+	echo "Setting up .venv with $$($$python --version): about 8 GB, some minutes"; \
+	$$python -m venv --clear .venv; .venv/bin/pip install --quiet --require-hashes -r requirements.lock; touch $@
+
+demo: $(READY) ## the whole path on this machine's CPU, on the embedded sample: train, evaluate, export, ads
+	@rm -rf saves/Custom/lora/sample_$(METHOD)
+	@$(MAKE) train eval export MODEL=tiny DATA=sample RESULTS=$(DEMO_RESULTS)
+	@echo; echo "Three ads by the exported model, for products that were not in training:"
+	@$(PY) -c 'print("\nclear\n".join(open("examples/attributes.txt").read().split()) + "\nexit")' \
+	| $(CLI) chat configs/tiny/chat.yaml model_name_or_path=exports/tiny adapter_name_or_path=null do_sample=false 2> saves/Custom/chat.log \
+	| sed -n 's/^User: Assistant: //p' | paste -d '\n' examples/attributes.txt -
+	@echo; echo "Loss picture: $(DEMO_RESULTS)/train_loss.png"
+
+base: $(READY) $(STAND_IN) ## make the base model, for a MODEL whose base is a stand-in (tiny, small)
+
+$(BASE)/train_results.json: $(CONFIG)/pretrain.yaml scripts/build_stand_in.py $(CORPUS) | $(READY)
+	@init=$(call key,model_name_or_path,pretrain); rm -rf $$init $(BASE); \
+	$(PY) scripts/build_stand_in.py --size $(MODEL) --corpus $(CORPUS) $$init; \
+	$(PY) scripts/doctor.py train $<; $(CLI) train $<
+
+data: $(READY) ## prepare AdGen from the hub (USE_MODELSCOPE_HUB=1: ModelScope) or from local files (RAW=<path>)
+	@$(PY) scripts/prepare_data.py $(RAW)
+
+data/adgen_card.json data/adgen_train.jsonl: | $(READY)
+	@$(PY) scripts/prepare_data.py $(RAW)
+
+train: $(READY) $(ROWS) $(STAND_IN) ## fine-tune (FRESH=1 sets a finished run aside first)
+	@$(if $(filter 1,$(FRESH)),test ! -e $(TRAINED) || mv -v $(TRAINED) $(TRAINED).$$(date +%Y%m%d-%H%M%S))
+	@$(PY) scripts/doctor.py train $(SFT) $(TRAIN_ON) $(ARGS)
+	@$(CLI) train $(SFT) $(TRAIN_ON) $(ARGS)
+
+eval: $(READY) $(ROWS) $(STAND_IN) ## score the untuned and the tuned model on the dev rows
+	@$(PY) scripts/doctor.py train $(CONFIG)/predict.yaml $(PREDICT_ON) $(TUNED) $(ARGS)
+	@inputs="$$(cat $(CONFIG)/predict_base.yaml $(DEV) $(wildcard $(STAND_IN)) | cksum) $(PREDICT_ON) $(ARGS)"; \
+	if [ "$$inputs" != "$$(cat $(BASE_PREDICTIONS)/inputs.txt 2>/dev/null)" ]; then \
+	$(CLI) train $(CONFIG)/predict_base.yaml $(PREDICT_ON) output_dir=$(BASE_PREDICTIONS) $(ARGS); \
+	echo "$$inputs" > $(BASE_PREDICTIONS)/inputs.txt; fi
+	@$(CLI) train $(CONFIG)/predict.yaml $(PREDICT_ON) $(TUNED) output_dir=$(PREDICTIONS) $(ARGS)
+	@$(PY) scripts/report.py base=$(BASE_PREDICTIONS)/generated_predictions.jsonl tuned=$(PREDICTIONS)/generated_predictions.jsonl \
+	--data $(DEV) --train $(TRAIN) --decoding $(CONFIG)/predict.yaml --trainer-log $(TRAINED)/trainer_log.jsonl --out $(RESULTS)
+
+export: $(READY) $(STAND_IN) ## merge the adapter into the base model: safetensors and an Ollama Modelfile
+	@$(PY) scripts/doctor.py export $(CONFIG)/export.yaml $(TUNED) $(ARGS)
+	@$(CLI) export $(CONFIG)/export.yaml $(TUNED) $(ARGS)
+
+# LLaMA-Factory's chat answers Ctrl-C and Ctrl-D by a traceback.
+define CHAT
+from llamafactory.cli import main
+try:
+    main()
+except (KeyboardInterrupt, EOFError):
+    print()
+endef
+export CHAT
+
+chat: $(READY) $(STAND_IN) ## write ads in the terminal (EXPORTED=1: by the exported model; also webchat, api, desk)
+	@$(PY) scripts/doctor.py chat $(CONFIG)/chat.yaml $(SERVED) $(ARGS)
+	@$(PY) -c "$$CHAT" chat $(CONFIG)/chat.yaml $(SERVED) $(ARGS)
+
+webchat api: $(READY) $(STAND_IN)
+	@$(PY) scripts/doctor.py $@ $(CONFIG)/chat.yaml $(SERVED) $(ARGS)
+	@$(CLI) $@ $(CONFIG)/chat.yaml $(SERVED) $(ARGS)
+webchat: ## write ads on a web page (http://127.0.0.1:7860)
+api: ## serve ads over an OpenAI-style API (http://127.0.0.1:8000/docs)
+
+generate: $(READY) $(if $(SERVER),,$(STAND_IN)) ## ads for a catalogue: INPUT=<csv, xlsx, jsonl> OUTPUT=<csv, jsonl> [N=4] [SERVER=<base URL>]
+	@$(if $(SERVER),,$(PY) scripts/doctor.py chat $(CONFIG)/chat.yaml $(TUNED) $(ARGS))
+	@$(PY) scripts/generate.py "$(INPUT)" "$(OUTPUT)" --n $(N) --recipe $(CONFIG)/chat.yaml \
+	$(if $(SERVER),--server "$(SERVER)",$(TUNED)) $(ARGS)
+
+webui: $(READY) ## LlamaBoard, LLaMA-Factory's own page, with our data sets and adapters (http://127.0.0.1:7860)
+	@$(PY) scripts/doctor.py webui
+	@$(CLI) webui
+
+bench: $(READY) $(STAND_IN) ## measure the recipes: speed and memory (ARGS="plain sft_qlora --repeat 2"; results/bench)
+	@$(PY) scripts/bench.py --model $(CONFIG) $(if $(filter sample,$(DATA)),--data sample) $(ARGS)
+
+test: $(READY) ## run the tests
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(READY) ## check the style of the code
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean: ## remove what runs wrote (saves/, exports/) and prepared data; .venv stays
+	rm -rf saves exports llamaboard_cache data/adgen_*

@@ -1,0 +1,365 @@
+"""Writes the result tables of README.md and README_zh.md anew: what stands between these two lines:
+
+  <!-- results:begin NAME -->
+  <!-- results:end -->
+
+NAME is a folder under results/ with an eval_results.json, `published` for results/published.json, or `bench` for what
+`make bench` wrote to results/bench.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import unicodedata
+from pathlib import Path
+
+from adgen import ROOT, fail, whole_file
+
+RESULTS = ROOT / "results"
+READMES = {"en": "README.md", "zh": "README_zh.md"}
+MARKED = re.compile(r"(<!-- results:begin (\S+) -->\n).*?(<!-- results:end -->)", re.DOTALL)
+# What an English or Chinese document calls things; names that do not stand here are shown as they are.
+WORDS = {
+    "en": {
+        "base": "before fine-tuning",
+        "tuned": "after fine-tuning",
+        "tuned - base": "difference",
+        "reference": "the reference itself",
+        "nearest": "ad of the most similar training row",
+        "template": "a fixed sentence with the values in it",
+        "random": "any training ad",
+        "rouge-mean": "mean of ROUGE-1/2/L",
+        "corpus": "corpus BLEU",
+        "computed": "{gpu}, computed: rows/s",
+        "bench": "{gpu}, {memory_gib:.0f} GiB, driver {driver}; bf16 matrix products of {size}: {tflops:.3g} TFLOP/s.",
+        "failed": "failed",
+    },
+    "zh": {
+        "system": "系统",
+        "source": "出处",
+        "rows": "行数",
+        "coverage": "属性覆盖率",
+        "hallucination": "编造率",
+        "base": "微调前",
+        "tuned": "微调后",
+        "tuned - base": "差值",
+        "reference": "参考文案本身",
+        "nearest": "最相似训练行的文案",
+        "template": "填入属性值的固定句子",
+        "random": "任意训练文案",
+        "rouge-mean": "ROUGE-1/2/L 均值",
+        "corpus": "语料级 BLEU",
+        "run": "运行",
+        "settings": "配方与改动",
+        "rows/s": "行/秒",
+        "tokens/s": "token/秒",
+        "peak GiB": "峰值 GiB",
+        "run s": "全程秒数",
+        "first step s": "首步秒数",
+        "matmul share": "占矩阵乘算力",
+        "spread": "波动",
+        "computed": "{gpu} 推算值：行/秒",
+        "bench": "{gpu}，{memory_gib:.0f} GiB，驱动 {driver}；{size} 阶 bf16 矩阵乘：{tflops:.3g} TFLOP/s。",
+        "failed": "失败",
+    },
+}
+
+
+def width(text: str) -> int:
+    """Columns that a text takes in a terminal: Chinese characters take two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def align(lines: list[list[str]]) -> str:
+    """Rows of cells as text: the first column flush left, the others flush right."""
+    widths = [max(width(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = ""
+    for line in lines:
+        padded = [" " * (room - width(cell)) for room, cell in zip(widths, line, strict=True)]
+        text += "  ".join([line[0] + padded[0], *(pad + cell for pad, cell in zip(padded[1:], line[1:], strict=True))])
+        text = text.rstrip() + "\n"
+    return text
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """Rows of cells, the head first, as a Markdown table."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    rule = ["---"] + ["---:"] * (len(lines[0]) - 1)
+    return "".join("| " + " | ".join(line) + " |\n" for line in [lines[0], rule, *lines[1:]])
+
+
+def show(score: str, entry: dict | None, sign: str = "") -> str:
+    """A score with half the width of its 95% interval."""
+    import scores
+
+    if entry is None:
+        return "–"
+    digits = scores.SCORES[score][1]
+    low, high = entry["ci95"]
+    return f"{entry['value']:{sign}.{digits}f} ±{(high - low) / 2:.{digits}f}"
+
+
+def better(score: str, one: dict, other: dict) -> bool:
+    """Whether one system's scores beat another's in this score; a score that one of them lacks is not beaten."""
+    import scores
+
+    if score not in one or score not in other:
+        return False
+    gap = one[score]["value"] - other[score]["value"]
+    return gap > 0 if scores.SCORES[score][2] else gap < 0
+
+
+def healthy_models(results: dict) -> list[str]:
+    """The models (not the systems that need none) whose health has nothing against crowning them."""
+    return [name for name, warnings in results["health"].items() if not warnings]
+
+
+def find_best(results: dict) -> str | None:
+    """The healthy model that beats the other healthy ones most often in the six main scores, if there is one."""
+    import scores
+
+    models = healthy_models(results)
+    rows = results["systems"]
+
+    def wins(name: str) -> tuple[int, float]:
+        won = sum(better(score, rows[name], rows[other]) for score in scores.MAIN for other in models)
+        return won, rows[name]["coverage"]["value"] - rows[name]["hallucination"]["value"]
+
+    return max(models, key=wins, default=None)
+
+
+def verdict(results: dict) -> str:
+    """Warnings, which model is best, and whether it beats what needs no model, in plain words."""
+    import scores
+
+    text = "".join(f"! {name}: {warning}.\n" for name, warnings in results["health"].items() for warning in warnings)
+    best = results["crowned"]
+    if not best:
+        return text + "No model is crowned: see the lines marked with !.\n"
+    text += f"Best model: {best}.\n"
+    for name, words in (("nearest", "copying the most similar training ad"), ("template", "a fixed template")):
+        if name in results["systems"]:
+            row, other = results["systems"][best], results["systems"][name]
+            lost = [scores.SCORES[score][0] for score in scores.MAIN if not better(score, row, other)]
+            text += f"It beats {words} in {len(scores.MAIN) - len(lost)} of {len(scores.MAIN)} scores"
+            text += f", not in {', '.join(lost)}.\n" if lost else ".\n"
+    return text
+
+
+def format_results(results: dict) -> str:
+    """The scores as two aligned tables with 95% intervals, and the verdict."""
+    import scores
+
+    models = healthy_models(results)
+    systems, text = results["systems"], ""
+    # With one model alone, every mark would be its.
+    marks = {
+        (name, score)
+        for score in scores.MAIN
+        for name in models
+        if len(results["health"]) > 1 and not any(better(score, systems[other], systems[name]) for other in models)
+    }
+    shown = [score for score in scores.SCORES if any(score in row for row in systems.values())]
+    for part in (shown[:6], shown[6:]):
+        lines = [["", *(scores.SCORES[score][0] for score in part)]]
+        for name, row in systems.items():
+            cells = [show(score, row.get(score)) + ("*" if (name, score) in marks else " ") for score in part]
+            lines.append([name + " !" * bool(results["health"].get(name)), *cells])
+        if results["tuned - base"]:
+            row = results["tuned - base"]
+            lines.append(["tuned - base", *(show(score, row.get(score), "+") + " " for score in part)])
+        text += align(lines) + "\n"
+    legend = "± half the 95% interval" + ("; * best healthy model" if marks else "") + ".\n"
+    return text + legend + verdict(results)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file of results/; ends the program when there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        fail(f"{path} cannot be read ({error}); `make eval` writes eval_results.json")
+
+
+def is_adgen_dev(contents: list[str], references: list[str]) -> bool:
+    """Whether these are the rows that published results are on, whatever file they stand in."""
+    rows = "\n".join("".join(f"{content}\t{ad}".split()) for content, ad in zip(contents, references, strict=True))
+    return (
+        hashlib.sha256(rows.encode("utf-8", "replace")).hexdigest()
+        == read_json(RESULTS / "published.json")["rows_sha256"]
+    )
+
+
+def published_cells(result: dict, language: str) -> list[str]:
+    """A published result's four scores; other kinds of score say what they are."""
+    import scores
+
+    values = {score: f"{result[score]:.2f}" if score in result else "–" for score in scores.OVERLAP}
+    for kind, place in (("rouge-mean", "rouge-1"), ("corpus-bleu", "bleu-4")):
+        if kind in result:
+            words = WORDS[language]["rouge-mean" if kind == "rouge-mean" else "corpus"]
+            values[place] = f"{result[kind]:.2f} ({words})"
+    return list(values.values())
+
+
+def format_published() -> str:
+    """The published results on AdGen's dev rows as an aligned table; † marks figures that cannot be checked."""
+    published = read_json(RESULTS / "published.json")
+    lines = [["published elsewhere", "BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L"]]
+    for result in published["results"]:
+        if result["procedure"] in ("A", None):
+            lines.append([result["system"] + " †" * (result["procedure"] is None), *published_cells(result, "en")])
+    return align(lines) + "† rows or procedure were never published. Sources: results/published.json.\n"
+
+
+def readme_published(language: str) -> str:
+    """The published results as a Markdown table with their sources."""
+    published = read_json(RESULTS / "published.json")
+    words = WORDS[language]
+    lines = [[words.get("system", "system"), "BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L", words.get("rows", "rows")]]
+    lines[0].append(words.get("source", "source"))
+    for result in published["results"]:
+        mark = " †" if result["procedure"] is None else ""
+        source = f"[{result['source']}]({result['url']})" if "url" in result else result["source"]
+        rows = f"{result['rows']:,}" if result["rows"] else "?"
+        lines.append([result["system"] + mark, *published_cells(result, language), rows, source])
+    return markdown(lines) + "\n" + published["procedures"][language] + "\n"
+
+
+def readme_results(name: str, language: str) -> str:
+    """The six main scores of results/NAME as a Markdown table, with rows, decoding and health."""
+    import scores
+
+    results = read_json(RESULTS / name / "eval_results.json")
+    words = WORDS[language]
+    lines = [["", *(words.get(score, scores.SCORES[score][0]) for score in scores.MAIN)]]
+    gaps = {"tuned - base": results["tuned - base"]} if results["tuned - base"] else {}
+    for rows, sign in ((results["systems"], ""), (gaps, "+")):
+        for system, row in rows.items():
+            mark = " ⚠" if results["health"].get(system) else ""
+            cells = [show(score, row.get(score), sign) for score in scores.MAIN]
+            if system == results["crowned"]:
+                cells = [f"**{cell}**" for cell in cells]
+            lines.append([words.get(system, system) + mark, *cells])
+    split = f"{results['split']['rows']:,} × `{results['split']['file']}` (sha256 `{results['split']['sha256'][:12]}`)"
+    decoding = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in (results["decoding"] or {}).items()) or "?"
+    if language == "zh":
+        text = f"评测行：{split}；解码：{decoding}；±：95% 区间的一半。"
+    else:
+        text = f"Rows: {split}; decoding: {decoding}; ±: half the 95% interval."
+    text = markdown(lines) + f"\n{text}\n"
+    for system, warnings in results["health"].items():
+        text += "".join(f"\n⚠ {words.get(system, system)}: {warning}.\n" for warning in warnings)
+    return text
+
+
+def bench_lines(results: dict, language: str = "en") -> list[list[str]]:
+    """The runs of a file of results/bench as cells; memory is the GPU's, or the process's where there was none."""
+    words = WORDS[language]
+    shown = ("rows_per_s", "tokens_per_s", "peak_gib", "seconds", "time_to_first_step_s", "matmul_share", "spread")
+    heads = ("run", "rows/s", "tokens/s", "peak GiB", "run s", "first step s", "matmul share", "spread")
+    lines = [[words.get(head, head) for head in heads]]
+    computed = results.get("computed")
+    if computed:
+        lines[0].append(words["computed"].format(**computed))
+    for run in results["runs"]:
+        values = {"peak_gib": run.get("peak_rss_gib")} | run
+        cells = [show_figure(key, values.get(key)) for key in shown]
+        if computed:
+            low, high = (f"{value:.2g}" for value in computed["rows_per_s"].get(run["name"], (0, 0)))
+            cells.append("–" if high == "0" else low if low == high else f"{low}–{high}")
+        lines.append([run["name"], *cells])
+    return lines
+
+
+def show_figure(key: str, value: float | None) -> str:
+    """A measured figure: shares in per cent, others with at least two digits."""
+    if value is None:
+        return "–"
+    if key in ("matmul_share", "spread"):
+        return f"{value:.0%}"
+    return f"{value:,.{2 if value < 1 else 1 if value < 100 else 0}f}"
+
+
+def readme_bench(language: str) -> str:
+    """Every file of results/bench as a Markdown table, with what each run is, and failures below."""
+    words = WORDS[language]
+    files = [read_json(path) for path in sorted((RESULTS / "bench").glob("*.json"))]
+    texts = []
+    for results in (results for results in files if "runs" in results):
+        lines = bench_lines(results, language)
+        settings = [words.get("settings", "settings")]
+        for run in results["runs"]:
+            pairs = [f"{key}={value}" for key, value in run["overrides"].items()]
+            settings.append(" ".join(f"`{word}`" for word in [run["recipe"], *pairs]))
+        versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+        table = markdown([[line[0], cell, *line[1:]] for line, cell in zip(lines, settings, strict=True)])
+        texts.append(f"{words['bench'].format(**results, **results['matmul'])} {versions}.\n\n{table}")
+        failed = [run for run in results["runs"] if "error" in run]
+        texts += [f"`{run['name']}` {words['failed']}: {escape(run['error'])}\n" for run in failed]
+    return "\n".join(texts) or fail(f"{RESULTS / 'bench'} holds no measurements; `make bench` writes them")
+
+
+def rewrite(text: str, language: str) -> str:
+    """A README's text with the tables between its marks as results/ has them now."""
+
+    def table(match: re.Match) -> str:
+        special = {"published": readme_published, "bench": readme_bench}
+        name = match[2]
+        return match[1] + (special[name](language) if name in special else readme_results(name, language)) + match[3]
+
+    return MARKED.sub(table, text)
+
+
+def escape(text: str) -> str:
+    """A text on one line that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", " ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def format_examples(systems: dict[str, list[str]], contents: list[str], references: list[str], values) -> str:
+    """Ten rows, evenly spread, as Markdown: each system's ad and the reference, what they keep and what they invent.
+
+    `values` is the vocabulary of attribute values, as `scores.vocabulary` gives it.
+    """
+    import scores
+
+    rows = min(len(texts) for texts in systems.values())
+    text = "# Examples\n\n✓ the value stands in the ad; ✗ it does not; ⚠ **a value** that the product does not have.\n"
+    for number in sorted({rows * step // 10 for step in range(10)}):
+        content = contents[number]
+        lines = [["", "ad", "attributes"]]
+        for name, ad in [
+            *((name, texts[number]) for name, texts in systems.items()),
+            ("reference", references[number]),
+        ]:
+            kept = " ".join("✓✗"[not hit] + escape(value) for (_, value), hit in scores.covered(content, ad).items())
+            shown = escape(ad)
+            bad = sorted(map(escape, scores.invented(content, ad, values)[1]), key=len, reverse=True)
+            if bad:
+                shown = re.sub("|".join(map(re.escape, bad)), r"⚠**\g<0>**", shown)
+            lines.append([escape(name), shown or "(empty)", kept])
+        shown = "".join(content.replace("`", "'").splitlines())
+        head = f"\n## Row {number + 1}\n\n`{shown}`\n\n"
+        # The cells are escaped already.
+        text += head + "".join("| " + " | ".join(line) + " |\n" for line in [lines[0], ["---"] * 3, *lines[1:]])
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    for language, name in READMES.items():
+        path = ROOT / name
+        if not path.exists():
+            fail(f"{path} does not exist")
+        old = path.read_text(encoding="utf-8")
+        new = rewrite(old, language)
+        if new != old:
+            with whole_file(path) as file:
+                file.write(new)
+        print(f"{name}: {len(MARKED.findall(old))} tables, {'rewritten' if new != old else 'unchanged'}")
+
+
+if __name__ == "__main__":
+    main()

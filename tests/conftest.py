@@ -1,0 +1,61 @@
+"""A copy of the project to run in, so that tests neither see nor touch what the user's own runs wrote."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from adgen import ROOT
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="session")
+def copy_project(tmp_path_factory):
+    """A function that copies the project's files (not what runs wrote, not .venv) to a new folder."""
+
+    def copy() -> Path:
+        folder = tmp_path_factory.mktemp("project") / "clone"
+        ignore = shutil.ignore_patterns(
+            ".git", ".venv", ".whl", "saves", "exports", "adgen_*", "__pycache__", ".*_cache"
+        )
+        shutil.copytree(ROOT, folder, symlinks=True, ignore=ignore)
+        return folder
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def clone(copy_project):
+    """One copy for all tests that leave it as it was."""
+    return copy_project()
+
+
+@pytest.fixture(scope="session")
+def make():
+    """A function that runs `make` in a folder: (folder, *words, **variables) → the finished process."""
+
+    def run(folder, *words, timeout=600, **variables):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        return subprocess.run(
+            ["make", f"BIN={BIN}", *words],
+            cwd=folder,
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def demo(make, copy_project):
+    """The folder and the output of a finished demo."""
+    folder = copy_project()
+    result = make(folder, "demo")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return folder, result.stdout

@@ -1,0 +1,282 @@
+"""Data preparation, through the program: every form that AdGen is found in, every policy, every kind of bad file."""
+
+import base64
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+from adgen import ROOT, read_json_lines
+
+ADS = [
+    ("类型#上衣*颜色#白色*材质#纯棉", "白色的纯棉上衣，清爽好搭。"),
+    ("类型#裙*颜色#墨绿*图案#碎花", "墨绿底色缀着碎花，裙摆轻轻一动就很美。"),
+    ("类型#裤*版型#宽松*风格#休闲", "宽松的休闲裤，坐着站着都自在。"),
+    ("类型#口红*质地#丝绒*颜色#豆沙色", "丝绒质地的豆沙色，温柔不挑人。"),
+]
+TRAIN = [(f"{content}*编号#{number}", f"{ad}第{number}款。") for number in range(30) for content, ad in ADS]
+DEV = [
+    ("类型#耳机*连接#蓝牙", " 蓝牙一连就响，<UNK>音质干净。"),
+    ("类型#裙*颜色#酒红", "酒红衬肤色。"),
+    ("类型#裙*颜色#酒红", "一身酒红。"),
+]
+
+
+def lines(pairs, columns=("content", "summary")):
+    return "".join(json.dumps(dict(zip(columns, pair, strict=True)), ensure_ascii=False) + "\n" for pair in pairs)
+
+
+def raw_folder(folder, train=None, dev=None):
+    folder.mkdir(exist_ok=True)
+    (folder / "train.json").write_bytes(train if train is not None else lines(TRAIN).encode())
+    (folder / "dev.json").write_bytes(dev if dev is not None else lines(DEV).encode())
+    return folder
+
+
+def prepare(raw, out, *flags, **variables):
+    command = [sys.executable, ROOT / "scripts/prepare_data.py", *([raw] if raw else []), "--out", out, *flags]
+    return subprocess.run(command, capture_output=True, text=True, env=variables or None, timeout=120)
+
+
+def prepared(raw, out, *flags):
+    """The rows of the four files and the card."""
+    result = prepare(raw, out, *flags)
+    assert result.returncode == 0, result.stderr
+    names = ("train", "val", "dev", "rejected")
+    rows = {n: read_json_lines(out / f"adgen_{n}.jsonl") if (out / f"adgen_{n}.jsonl").exists() else [] for n in names}
+    return rows, json.loads((out / "adgen_card.json").read_text())
+
+
+def refused(raw, out, *flags):
+    """The one line that says why."""
+    result = prepare(raw, out, *flags)
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert not out.exists() or not list(out.iterdir())
+    message = result.stderr.strip().split("\n")
+    assert len(message) == 1 and message[0].startswith("error: "), message
+    return message[0]
+
+
+def pairs_of(rows):
+    return {(row["instruction"], row["output"]) for row in rows}
+
+
+ENCODINGS = {
+    "utf-8": lambda text: text.encode(),
+    "bom": lambda text: b"\xef\xbb\xbf" + text.encode(),
+    "gb18030": lambda text: text.encode("gb18030"),
+    "windows lines": lambda text: text.replace("\n", "\r\n").encode(),
+    "blank lines": lambda text: text.replace("\n", "\n\n").encode(),
+}
+FORMS = {
+    "lines": lambda pairs: lines(pairs),
+    "array": lambda pairs: json.dumps([{"content": c, "summary": s} for c, s in pairs], ensure_ascii=False, indent=1),
+    "prompt": lambda pairs: lines(pairs, ("prompt", "response")),
+    "alpaca": lambda pairs: lines(pairs, ("instruction", "output")),
+    "input": lambda pairs: lines([("写广告", c, s) for c, s in pairs], ("instruction", "input", "output")),
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_rows(tmp_path, encoding, form):
+    write = lambda pairs: ENCODINGS[encoding](FORMS[form](pairs))  # noqa: E731
+    rows, card = prepared(raw_folder(tmp_path / "raw", write(TRAIN), write(DEV)), tmp_path / "out")
+    assert pairs_of(rows["train"]) | pairs_of(rows["val"]) == set(TRAIN)
+    assert [(row["instruction"], row["output"]) for row in rows["dev"]] == DEV
+    assert card["input"]["train"]["kept"] == len(TRAIN)
+    assert all(set(row) == {"instruction", "output"} for name in ("train", "val", "dev") for row in rows[name])
+
+
+def test_dev_is_kept_whole_in_order_and_unaltered(tmp_path):
+    rows, _ = prepared(raw_folder(tmp_path / "raw"), tmp_path / "out")
+    assert [row["output"] for row in rows["dev"]] == [summary for _, summary in DEV]
+
+
+def test_no_product_in_two_splits(tmp_path):
+    reordered = "颜色#酒红*类型#裙"
+    train = [
+        *TRAIN,
+        (DEV[0][0], "蓝牙耳机。"),
+        (reordered, "酒红的裙子。"),
+        *[(TRAIN[0][0], f"又一种说法{n}。") for n in range(9)],
+    ]
+    rows, card = prepared(raw_folder(tmp_path / "raw", lines(train).encode()), tmp_path / "out")
+    products = {name: {row["instruction"] for row in rows[name]} for name in ("train", "val", "dev")}
+    assert products["val"] and not products["train"] & products["val"]
+    assert not (products["train"] | products["val"]) & (products["dev"] | {reordered})
+    assert card["input"]["train"]["dropped_because"] == {"product is in dev": 2}
+
+
+def test_unk_policies(tmp_path):
+    train = [*TRAIN, ("类型#裙*颜色#杏色", "杏色很温柔。<UNK>的裙摆。好搭！"), ("类型#裙*颜色#浅灰", "<UNK>浅灰。")]
+    raw = raw_folder(tmp_path / "raw", lines(train).encode())
+    for policy, kept in (("drop", []), ("cut", ["杏色很温柔。好搭！"]), ("keep", [train[-2][1], train[-1][1]])):
+        rows, card = prepared(raw, tmp_path / policy, "--unk", policy)
+        ads = {output for _, output in pairs_of(rows["train"]) | pairs_of(rows["val"])}
+        assert ads - {output for _, output in TRAIN} == set(kept)
+        assert card["policy"]["unk"] == policy
+    rows, card = prepared(raw, tmp_path / "again")
+    assert [json.loads(row["text"])["summary"] for row in rows["rejected"]] == [train[-2][1], train[-1][1]]
+
+
+def test_duplicates_and_plain_rows(tmp_path):
+    train = [*TRAIN, TRAIN[0], ("你是谁？", "我是小助手。")]
+    raw = raw_folder(tmp_path / "raw", lines(train).encode())
+    rows, card = prepared(raw, tmp_path / "out")
+    assert card["input"]["train"]["dropped_because"] == {"duplicate pair": 1, "no attributes": 1}
+    assert len(rows["rejected"]) == 2
+    rows, card = prepared(raw, tmp_path / "keep", "--duplicates", "keep", "--plain", "keep")
+    assert card["input"]["train"]["dropped"] == 0
+    assert len(rows["train"]) + len(rows["val"]) == len(train)
+
+
+def test_attribute_strings_are_tidied(tmp_path):
+    messy = " 类型＃裙 ＊颜色 # 墨绿**图案#碎花*"
+    train = [*TRAIN, (messy, "墨绿碎花裙。")]
+    rows, card = prepared(raw_folder(tmp_path / "raw", lines(train).encode()), tmp_path / "out")
+    assert ("类型#裙*颜色#墨绿*图案#碎花", "墨绿碎花裙。") in pairs_of(rows["train"]) | pairs_of(rows["val"])
+    assert card["input"]["train"]["repaired_because"] == {"attribute string tidied": 1}
+
+
+BAD = [
+    ("not JSON", b'{"content": "x'),
+    ("not an object", b"[1]"),
+    ("not an object", b"null"),
+    ("no known columns", b'{"title": "x"}'),
+    ("a column is not text", b'{"content": 1, "summary": "x"}'),
+    ("a column is empty", b'{"content": " ", "summary": "x"}'),
+    ("not valid Unicode", b'{"content": "a#\\ud800", "summary": "x"}'),
+    ("not JSON", b"[" * 100000),
+    ("neither UTF-8 nor GB18030", b'{"content": "\xff\xff\xff"}'),
+]
+
+
+def test_bad_rows_are_set_aside_and_nothing_is_lost(tmp_path):
+    train = b"".join(line + b"\n" for _, line in BAD) + lines(TRAIN).encode()
+    rows, card = prepared(raw_folder(tmp_path / "raw", train), tmp_path / "out")
+    assert [(row["line"], row["reason"]) for row in rows["rejected"]] == [(n, why) for n, (why, _) in enumerate(BAD, 1)]
+    for row, (_, line) in zip(rows["rejected"], BAD, strict=True):
+        assert (base64.b64decode(row["base64"]) if "base64" in row else row["text"].encode()) == line
+    assert pairs_of(rows["train"]) | pairs_of(rows["val"]) == set(TRAIN)
+    counts = card["input"]["train"]
+    assert counts["rejected"] == len(BAD)
+
+
+def test_card_adds_up_and_names_what_was_written(tmp_path):
+    train = [*TRAIN, TRAIN[0], ("类型#裙", "<UNK>"), ("聊天", "好")]
+    raw = raw_folder(tmp_path / "raw", lines(train).encode() + b"oops\n")
+    _, card = prepared(raw, tmp_path / "out")
+    for split, counts in card["input"].items():
+        assert counts["read"] == sum(counts[status] for status in ("kept", "repaired", "dropped", "rejected"))
+        for status in ("repaired", "dropped", "rejected"):
+            assert counts[status] == sum(counts[f"{status}_because"].values())
+        assert counts["sha256"] == hashlib.sha256((raw / f"{split}.json").read_bytes()).hexdigest()
+    for name, entry in card["output"].items():
+        data = (tmp_path / "out" / name).read_bytes()
+        assert entry["sha256"] == hashlib.sha256(data).hexdigest()
+        assert entry["rows"] == data.count(b"\n")
+    train, val = card["output"]["adgen_train.jsonl"], card["output"]["adgen_val.jsonl"]
+    assert train["rows_by_type"]["裙"] + val["rows_by_type"].get("裙", 0) == 30
+    assert train["rows_by_key"]["类型"] == train["rows"]
+
+
+def test_same_input_same_bytes(tmp_path):
+    raw = raw_folder(tmp_path / "raw")
+    first, second = tmp_path / "a", tmp_path / "b"
+    prepared(raw, first), prepared(raw, second)
+    for path in sorted(first.iterdir()):
+        assert path.read_bytes() == (second / path.name).read_bytes()
+
+
+def test_archives_are_read_without_unpacking(tmp_path):
+    members = {
+        "AdvertiseGen/train.json": lines(TRAIN),
+        "../../AdvertiseGen/dev.json": lines(DEV),
+        "AdvertiseGen/._train.json": "x",
+    }
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for name, text in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text.encode())
+            tar.addfile(info, io.BytesIO(text.encode()))
+        link = tarfile.TarInfo("link/train.json")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        for name, text in members.items():
+            zipped.writestr(name, text)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for name in ("a.tar.gz", "a.zip"):
+        rows, _ = prepared(tmp_path / name, tmp_path / f"{name}.out")
+        assert len(rows["train"]) + len(rows["val"]) == len(TRAIN) and len(rows["dev"]) == len(DEV)
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".out")) == before
+
+
+def test_archive_that_unpacks_to_too_much(tmp_path):
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as zipped,
+        zipped.open("train.json", "w") as file,
+    ):
+        for _ in range(33):
+            file.write(b" " * 2**24)
+    assert "512 MiB" in refused(tmp_path / "bomb.zip", tmp_path / "out")
+
+
+def test_single_file_and_its_neighbour(tmp_path):
+    raw = raw_folder(tmp_path / "raw")
+    (raw / "products.jsonl").write_bytes((raw / "train.json").read_bytes())
+    rows, _ = prepared(raw / "products.jsonl", tmp_path / "with")
+    assert len(rows["dev"]) == len(DEV)
+    (raw / "dev.json").unlink()
+    result = prepare(raw / "products.jsonl", tmp_path / "with")
+    assert result.returncode == 0 and "no dev rows" in result.stdout
+    assert not (tmp_path / "with/adgen_dev.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("train.json", b"", "empty"),
+        ("train.json", b"\n\n", "empty"),
+        ("train.json", b"a,b\n1,2\n", "not JSON"),
+        ("train.json", b'{"question": "x", "answer": "y"}\n', "no known columns"),
+        ("train.json", b'[{"content": "a#b", "summary": "c"}', "cut off"),
+        ("train.json", "\n".join(["聊天"] * 3).encode("utf-16"), "AdGen"),
+        ("train.json", lines([("聊天", "你好")]).encode(), "no attributes"),
+        ("cut.tar.gz", b"\x1f\x8b\x08\x00broken", "cannot be read"),
+    ],
+)
+def test_files_that_are_not_adgen(tmp_path, name, data, expected):
+    (tmp_path / name).write_bytes(data)
+    assert expected in refused(tmp_path / name, tmp_path / "out")
+
+
+def test_missing_file_and_folder_without_train(tmp_path):
+    assert "does not exist" in refused(tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    assert "train.json" in refused(tmp_path / "empty", tmp_path / "out")
+
+
+def test_a_failure_leaves_the_files_before(tmp_path):
+    out = tmp_path / "out"
+    prepared(raw_folder(tmp_path / "raw"), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (tmp_path / "raw/train.json").write_bytes(b"broken")
+    assert prepare(tmp_path / "raw", out).returncode != 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("hub", ["HF_ENDPOINT", "MODELSCOPE_DOMAIN"])
+def test_hub_that_cannot_be_reached(tmp_path, hub):
+    variables = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), hub: "http://127.0.0.1:9"}
+    if hub == "MODELSCOPE_DOMAIN":
+        variables |= {hub: "127.0.0.1:9", "USE_MODELSCOPE_HUB": "1"}
+    result = prepare(None, tmp_path / "out", **variables)
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    last = result.stderr.strip().split("\n")[-1]
+    assert last.startswith("error: ") and "make data RAW=" in last and "make demo" in last

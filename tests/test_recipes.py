@@ -1,0 +1,196 @@
+"""Every recipe under configs/ is one that LLaMA-Factory accepts, and no two of them contradict each other."""
+
+import dataclasses
+import os
+import re
+
+import pytest
+import yaml
+from adgen import ROOT
+
+os.environ["LLAMAFACTORY_VERBOSITY"] = "WARN"
+from llamafactory.hparams import parser
+
+RECIPES = sorted((ROOT / "configs").glob("*/*.yaml"))
+MODELS = sorted({recipe.parent for recipe in RECIPES})
+NAMES = {recipe: f"{recipe.parent.name}/{recipe.name}" for recipe in RECIPES}
+
+# Groups in this order, keys in this order within a group; a key that no recipe has used yet gets its place here.
+ORDER = {
+    "model": ["model_name_or_path", "adapter_name_or_path", "quantization_bit", "enable_liger_kernel"],
+    "method": ["stage", "do_train", "do_predict", "finetuning_type", "lora_rank", "lora_alpha", "lora_target"],
+    "data": ["dataset", "eval_dataset", "default_system", "cutoff_len", "neat_packing"],
+    "training": [
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "lr_scheduler_type",
+        "warmup_ratio",
+        "num_train_epochs",
+        "bf16",
+    ],
+    "output": [
+        "output_dir",
+        "export_dir",
+        "report_to",
+        "logging_steps",
+        "save_strategy",
+        "save_steps",
+        "save_total_limit",
+        "save_only_model",
+        "plot_loss",
+    ],
+    "evaluation": [
+        "do_eval",
+        "eval_strategy",
+        "eval_steps",
+        "predict_with_generate",
+        "per_device_eval_batch_size",
+        "load_best_model_at_end",
+        "early_stopping_steps",
+        "do_sample",
+        "max_new_tokens",
+    ],
+    "generation": ["temperature", "top_p", "max_new_tokens"],
+}
+# Defaults that are written out all the same, because they say what a recipe is.
+SPELLED_OUT = {"stage", "lora_rank", "cutoff_len", "per_device_train_batch_size"}
+
+
+def verb(recipe):
+    return recipe.stem if recipe.stem in ("export", "chat") else "train"
+
+
+def read(recipe):
+    return yaml.safe_load(recipe.read_text(encoding="utf-8"))
+
+
+def groups(recipe):
+    """Group name → its keys, in the order of the file."""
+    found = {}
+    for line in recipe.read_text(encoding="utf-8").split("\n"):
+        if line.startswith("### "):
+            found[line[4:]] = []
+        elif key := re.match(r"(\w+):", line):
+            list(found.values())[-1].append(key[1])
+    return found
+
+
+@pytest.fixture(params=RECIPES, ids=NAMES.get)
+def recipe(request):
+    return request.param
+
+
+@pytest.fixture(params=MODELS, ids=lambda folder: folder.name)
+def model(request):
+    """The recipes of one model: file stem → settings."""
+    return {recipe.stem: read(recipe) for recipe in RECIPES if recipe.parent == request.param}
+
+
+def test_llamafactory_parses_it(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = read(recipe)
+    if verb(recipe) == "train":
+        # Whether this machine has a GPU with bf16 is not the recipe's affair.
+        parsed = parser.get_train_args(settings | ({"use_cpu": True} if settings.get("bf16") else {}))
+    else:
+        parsed = parser.get_infer_args(settings)
+    assert parsed[0].model_name_or_path == settings["model_name_or_path"]
+    assert parsed[1].default_system == settings.get("default_system")
+
+
+def test_no_key_restates_a_default(recipe):
+    classes = parser._TRAIN_ARGS if verb(recipe) == "train" else parser._INFER_ARGS
+    defaults = {field.name: field.default for cls in classes for field in dataclasses.fields(cls)}
+    restated = {key for key, value in read(recipe).items() if str(defaults[key]) == str(value)}
+    assert restated <= SPELLED_OUT
+
+
+def test_header_says_what_it_needs_runs_and_leaves(recipe):
+    lines = recipe.read_text(encoding="utf-8").split("\n")
+    header = lines[: lines.index("")]
+    assert len(header) <= 5 and all(line.startswith("# ") for line in header)
+    labels = [line.split(":")[0] for line in header[1:]]
+    assert labels == ["# Needs", "# Run", "# Leaves"]
+    assert header[2] == f"# Run: llamafactory-cli {verb(recipe)} {recipe.relative_to(ROOT)}"
+    settings = read(recipe)
+    output = settings.get("output_dir") or settings.get("export_dir")
+    assert header[3].endswith(f"in {output}" if output else "nothing.")
+
+
+def test_groups_and_keys_in_one_order(recipe):
+    found = groups(recipe)
+    assert list(found) == [name for name in ORDER if name in found]
+    for name, keys in found.items():
+        assert keys == [key for key in ORDER[name] if key in keys]
+
+
+def test_nothing_unsafe(recipe):
+    assert not {"trust_remote_code", "hf_hub_token", "ms_hub_token"} & set(read(recipe))
+
+
+def test_every_model_has_every_verb(model):
+    assert {"sft_qlora", "sft_lora", "predict_base", "predict", "export", "chat"} <= set(model)
+
+
+def test_recipes_of_a_model_agree(model):
+    downstream = {name: settings for name, settings in model.items() if name != "pretrain"}
+    assert len({settings["model_name_or_path"] for settings in downstream.values()}) == 1
+    assert len({settings["default_system"] for settings in downstream.values()}) == 1
+    assert len({settings["cutoff_len"] for settings in downstream.values() if "cutoff_len" in settings}) == 1
+    assert not any("template" in settings for settings in model.values())
+    trained = model["sft_qlora"]["output_dir"]
+    for name in ("predict", "export", "chat"):
+        assert model[name]["adapter_name_or_path"] == trained
+    if "pretrain" in model:
+        assert model["pretrain"]["output_dir"] == model["chat"]["model_name_or_path"]
+
+
+def test_base_and_tuned_are_predicted_alike(model):
+    base, tuned = dict(model["predict_base"]), dict(model["predict"])
+    assert base.pop("output_dir") != tuned.pop("output_dir")
+    tuned.pop("adapter_name_or_path")
+    assert base == tuned
+
+
+def test_sft_lora_is_sft_qlora_without_quantisation(model):
+    quantised, plain = dict(model["sft_qlora"]), dict(model["sft_lora"])
+    assert quantised.pop("quantization_bit") == 4
+    quantised.pop("output_dir"), plain.pop("output_dir")
+    # On a CPU the quantised one is evaluated at its end alone; the recipe says why.
+    for key in ORDER["evaluation"] if "do_eval" in quantised else ():
+        quantised.pop(key, None), plain.pop(key, None)
+    assert quantised == plain
+
+
+def test_no_two_recipes_write_one_folder():
+    outputs = [settings.get("output_dir") or settings.get("export_dir") for settings in map(read, RECIPES)]
+    outputs = [output for output in outputs if output]
+    assert len(outputs) == len(set(outputs))
+
+
+def test_one_system_prompt_for_all_models():
+    assert len({read(recipe)["default_system"] for recipe in RECIPES if recipe.stem != "pretrain"}) == 1
+
+
+def test_the_numbers_this_project_stands_for():
+    settings = read(ROOT / "configs/llama3_8b/sft_qlora.yaml")
+    expected = {
+        "model_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct",
+        "quantization_bit": 4,
+        "lora_rank": 8,
+        "lora_alpha": 16,
+        "lora_target": "q_proj,v_proj",
+        "learning_rate": 2e-4,
+        "lr_scheduler_type": "cosine",
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+    }
+    assert expected == {key: settings[key] for key in expected}
+
+
+def test_liger_accepts_the_pinned_transformers():
+    # It looks at import, which LLaMA-Factory does on a GPU alone.
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+    assert callable(apply_liger_kernel_to_llama)
