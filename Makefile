@@ -22,6 +22,7 @@ SERVER ?=
 # Servers answer this machine only, unless you say otherwise. LLaMA-Factory's log lines hide the progress bars.
 export GRADIO_SERVER_NAME ?= 127.0.0.1
 export API_HOST ?= 127.0.0.1
+export API_MODEL_NAME ?= $(MODEL)
 export LLAMAFACTORY_VERBOSITY ?= WARN
 
 SHELL := bash
@@ -69,7 +70,7 @@ TRAIN := $(if $(filter adgen,$(DATA)),data/adgen_train.jsonl,data/sample/train.j
 STAND_IN := $(if $(wildcard $(CONFIG)/pretrain.yaml),$(BASE)/train_results.json)
 CORPUS   := $(if $(findstring adgen,$(if $(STAND_IN),$(call key,dataset,pretrain))),data/adgen_train.jsonl,data/sample/train.jsonl)
 
-.PHONY: help setup demo base data train eval export chat webchat webui api generate bench test lint clean
+.PHONY: help setup demo base data train eval export chat webchat webui api desk generate bench test lint clean
 
 help: ## list the targets
 	@echo 'make <target> [MODEL=$(MODEL)] [METHOD=$(METHOD)] [ARGS="key=value …"]'
@@ -142,14 +143,22 @@ chat: $(READY) $(STAND_IN) ## write ads in the terminal (EXPORTED=1: by the expo
 
 webchat api: $(READY) $(STAND_IN)
 	@$(PY) scripts/doctor.py $@ $(CONFIG)/chat.yaml $(SERVED) $(ARGS)
+	@$(if $(filter webchat,$@),$(MAKE) llamaboard_cache/user_config.yaml)
 	@$(CLI) $@ $(CONFIG)/chat.yaml $(SERVED) $(ARGS)
 webchat: ## write ads on a web page (http://127.0.0.1:7860)
 api: ## serve ads over an OpenAI-style API (http://127.0.0.1:8000/docs)
 
+# Where no language has been chosen, LLaMA-Factory's WebChat shows no labels (hiyouga/LlamaFactory#5668).
+llamaboard_cache/user_config.yaml:
+	@mkdir -p $(@D); printf '%s\n' 'lang: zh' 'hub_name: null' 'last_model: null' 'path_dict: {}' 'cache_dir: null' > $@
+
 generate: $(READY) $(if $(SERVER),,$(STAND_IN)) ## ads for a catalogue: INPUT=<csv, xlsx, jsonl> OUTPUT=<csv, jsonl> [N=4] [SERVER=<base URL>]
-	@$(if $(SERVER),,$(PY) scripts/doctor.py chat $(CONFIG)/chat.yaml $(TUNED) $(ARGS))
 	@$(PY) scripts/generate.py "$(INPUT)" "$(OUTPUT)" --n $(N) --recipe $(CONFIG)/chat.yaml \
-	$(if $(SERVER),--server "$(SERVER)",$(TUNED)) $(ARGS)
+	$(if $(SERVER),--server "$(SERVER)",$(SERVED)) $(ARGS)
+
+desk: $(READY) $(if $(SERVER),,$(STAND_IN)) ## a page for copywriters: ads with their attributes marked [SERVER=<base URL>] (http://127.0.0.1:7860)
+	@$(if $(SERVER),,$(PY) scripts/doctor.py desk $(CONFIG)/chat.yaml $(SERVED) $(ARGS))
+	@$(PY) scripts/desk.py --recipe $(CONFIG)/chat.yaml $(if $(SERVER),--server "$(SERVER)",$(SERVED)) $(ARGS)
 
 webui: $(READY) ## LlamaBoard, LLaMA-Factory's own page, with our data sets and adapters (http://127.0.0.1:7860)
 	@$(PY) scripts/doctor.py webui
@@ -159,7 +168,7 @@ bench: $(READY) $(STAND_IN) ## measure the recipes: speed and memory (ARGS="plai
 	@$(PY) scripts/bench.py --model $(CONFIG) $(if $(filter sample,$(DATA)),--data sample) $(ARGS)
 
 test: $(READY) ## run the tests
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -rs $(ARGS)
 
 lint: $(READY) ## check the style of the code
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -24,6 +24,7 @@ WORDS = {
     "en": {
         "base": "before fine-tuning",
         "tuned": "after fine-tuning",
+        "full": "small model, trained from nothing",
         "tuned - base": "difference",
         "reference": "the reference itself",
         "nearest": "ad of the most similar training row",
@@ -43,6 +44,7 @@ WORDS = {
         "hallucination": "编造率",
         "base": "微调前",
         "tuned": "微调后",
+        "full": "从零训练的小模型",
         "tuned - base": "差值",
         "reference": "参考文案本身",
         "nearest": "最相似训练行的文案",
@@ -244,10 +246,11 @@ def readme_results(name: str, language: str) -> str:
             lines.append([words.get(system, system) + mark, *cells])
     split = f"{results['split']['rows']:,} × `{results['split']['file']}` (sha256 `{results['split']['sha256'][:12]}`)"
     decoding = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in (results["decoding"] or {}).items()) or "?"
+    trained = f"{results['train']['rows']:,}" if results["train"] else "?"
     if language == "zh":
-        text = f"评测行：{split}；解码：{decoding}；±：95% 区间的一半。"
+        text = f"训练行：{trained}；评测行：{split}；解码：{decoding}；±：95% 区间的一半。"
     else:
-        text = f"Rows: {split}; decoding: {decoding}; ±: half the 95% interval."
+        text = f"Training rows: {trained}; rows scored: {split}; decoding: {decoding}; ±: half the 95% interval."
     text = markdown(lines) + f"\n{text}\n"
     for system, warnings in results["health"].items():
         text += "".join(f"\n⚠ {words.get(system, system)}: {warning}.\n" for warning in warnings)
@@ -267,8 +270,8 @@ def bench_lines(results: dict, language: str = "en") -> list[list[str]]:
         values = {"peak_gib": run.get("peak_rss_gib")} | run
         cells = [show_figure(key, values.get(key)) for key in shown]
         if computed:
-            low, high = (f"{value:.2g}" for value in computed["rows_per_s"].get(run["name"], (0, 0)))
-            cells.append("–" if high == "0" else low if low == high else f"{low}–{high}")
+            ends = dict.fromkeys(f"{value:.2g}" for value in run.get("computed_rows_per_s", ()))
+            cells.append("–".join(ends) or "–")
         lines.append([run["name"], *cells])
     return lines
 

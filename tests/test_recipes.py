@@ -1,6 +1,7 @@
 """Every recipe under configs/ is one that LLaMA-Factory accepts, and no two of them contradict each other."""
 
 import dataclasses
+import json
 import os
 import re
 
@@ -17,7 +18,13 @@ NAMES = {recipe: f"{recipe.parent.name}/{recipe.name}" for recipe in RECIPES}
 
 # Groups in this order, keys in this order within a group; a key that no recipe has used yet gets its place here.
 ORDER = {
-    "model": ["model_name_or_path", "adapter_name_or_path", "quantization_bit", "enable_liger_kernel"],
+    "model": [
+        "model_name_or_path",
+        "adapter_name_or_path",
+        "quantization_bit",
+        "enable_liger_kernel",
+        "disable_gradient_checkpointing",
+    ],
     "method": ["stage", "do_train", "do_predict", "finetuning_type", "lora_rank", "lora_alpha", "lora_target"],
     "data": ["dataset", "eval_dataset", "default_system", "cutoff_len", "neat_packing"],
     "training": [
@@ -26,7 +33,9 @@ ORDER = {
         "learning_rate",
         "lr_scheduler_type",
         "warmup_ratio",
+        "weight_decay",
         "num_train_epochs",
+        "neftune_noise_alpha",
         "bf16",
     ],
     "output": [
@@ -118,6 +127,14 @@ def test_header_says_what_it_needs_runs_and_leaves(recipe):
     assert header[3].endswith(f"in {output}" if output else "nothing.")
 
 
+def test_header_says_the_memory_that_was_measured(recipe):
+    runs = [run for path in ROOT.glob("results/bench/*.json") for run in json.loads(path.read_text()).get("runs", [])]
+    peaks = [run["peak_gib"] for run in runs if run["recipe"] == str(recipe.relative_to(ROOT)) and not run["overrides"]]
+    peaks = [peak for peak in peaks if peak]
+    header = recipe.read_text(encoding="utf-8").split("\n\n")[0]
+    assert re.findall(r"([\d.]+) GiB used", header) == ([f"{max(peaks):.1f}"] if peaks else [])
+
+
 def test_groups_and_keys_in_one_order(recipe):
     found = groups(recipe)
     assert list(found) == [name for name in ORDER if name in found]
@@ -134,9 +151,11 @@ def test_every_model_has_every_verb(model):
 
 
 def test_recipes_of_a_model_agree(model):
-    downstream = {name: settings for name, settings in model.items() if name != "pretrain"}
+    # Where a pretraining recipe makes the base, full training may start where that starts.
+    start = model.get("pretrain", {}).get("model_name_or_path")
+    downstream = {name: one for name, one in model.items() if start is None or one["model_name_or_path"] != start}
     assert len({settings["model_name_or_path"] for settings in downstream.values()}) == 1
-    assert len({settings["default_system"] for settings in downstream.values()}) == 1
+    assert len({one["default_system"] for name, one in model.items() if name != "pretrain"}) == 1
     assert len({settings["cutoff_len"] for settings in downstream.values() if "cutoff_len" in settings}) == 1
     assert not any("template" in settings for settings in model.values())
     trained = model["sft_qlora"]["output_dir"]
