@@ -1,6 +1,7 @@
 """A copy of the project to run in, so that tests neither see nor touch what the user's own runs wrote."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,11 @@ import pytest
 from adgen import ROOT
 
 BIN = Path(sys.executable).parent
+# What `make test ARGS=…` was called with is not for the programs under test.
+for name in re.findall(r"^([A-Z_]+) +\?=", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE):
+    os.environ.pop(name, None)
+for name in [name for name in os.environ if name.startswith(("MAKE", "MFLAGS"))]:
+    del os.environ[name]
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +44,10 @@ def make():
     """A function that runs `make` in a folder: (folder, *words, **variables) → the finished process."""
 
     def run(folder, *words, timeout=600, **variables):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
         return subprocess.run(
             ["make", f"BIN={BIN}", *words],
             cwd=folder,
-            env=environment | variables,
+            env=os.environ | variables,
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -56,6 +61,6 @@ def make():
 def demo(make, copy_project):
     """The folder and the output of a finished demo."""
     folder = copy_project()
-    result = make(folder, "demo")
+    result = make(folder, "demo", timeout=1800)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return folder, result.stdout
