@@ -35,7 +35,7 @@ from typing import NamedTuple
 import tables
 from adgen import ROOT, fail, read_json_lines, whole_file
 from cost import PROGRAM, SCRATCH, ask_card, check, last_error, shown, watch
-from doctor import read_recipe
+from doctor import check_gpu, read_recipe
 
 # The settings that everyone copies: short rows, each padded, two at a time; one row at a time in prediction.
 PLAIN = {
@@ -359,6 +359,7 @@ def main() -> None:
         return
     end = time.monotonic() + options.limit
     runs = plan(options.model, options.words)
+    check_gpu((options.model / "sft_qlora.yaml").read_text(encoding="utf-8"))
     named = ROOT / read_recipe(options.model / "chat.yaml")["model_name_or_path"]
     local = named.is_dir() or (options.model / "pretrain.yaml").is_file()
     options.base = options.base or (named if local else SCRATCH / "8b")

@@ -4,7 +4,8 @@
 
 From RAW's rows, repeated with changed values, come sets of 1,000 to 114,599 rows. For each: preparing them, training
 the tiny stand-in on them (to the first step, mostly tokenising, then per 1,000 rows), scoring the dev rows beside them,
-and scoring as many ads. Writes results/bench/scale.json and scale.png.
+and scoring as many ads. Writes results/bench/scale.json and scale.png; sizes that stand there and are not measured now
+stay.
 """
 
 import argparse
@@ -206,6 +207,9 @@ def plot(costs: list[dict], picture: Path) -> None:
     time_axes.plot([first["rows"], last["rows"]], linear, color="#999999", ls=":", label="linear")
     time_axes.set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds", title="Time")
     memory.set(xscale="log", ylim=(0, None), xlabel="rows", ylabel="GiB", title="Memory of the process, at most")
+    for axes in (time_axes, memory):
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    time_axes.yaxis.set_major_formatter("{x:g}")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     pictures.save(figure, picture)
     plt.close(figure)
@@ -231,12 +235,15 @@ def main() -> None:
     if not all(sources.get(split) for split in ("train", "dev")):
         fail(f"{options.raw} holds no train and dev rows of AdGen")
     del files
-    results = {"cores": len(os.sched_getaffinity(0)), "versions": library_versions(), "costs": []}
+    path = options.out / "scale.json"
+    costs = {entry["rows"]: entry for entry in json.loads(path.read_text())["costs"]} if path.is_file() else {}
+    results = {"cores": len(os.sched_getaffinity(0)), "versions": library_versions()}
     for count in options.rows:
         print(f"{count:,} rows", flush=True)
-        results["costs"].append(tidy({"rows": count, **measure_rows(count, sources, options.base)}))
-        print(f"  {results['costs'][-1]}", flush=True)
-        with whole_file(options.out / "scale.json") as file:
+        costs[count] = tidy({"rows": count, **measure_rows(count, sources, options.base)})
+        print(f"  {costs[count]}", flush=True)
+        results["costs"] = [costs[count] for count in sorted(costs)]
+        with whole_file(path) as file:
             json.dump(results, file, indent=1)
             file.write("\n")
         plot(results["costs"], options.out / "scale.png")

@@ -12,7 +12,7 @@ from adgen import ROOT
 
 BIN = Path(sys.executable).parent
 # What `make test ARGS=…` was called with is not for the programs under test.
-for name in re.findall(r"^([A-Z_]+) +\?=", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE):
+for name in re.findall(r"^(?:export )?([A-Z_]+) +\?=", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE):
     os.environ.pop(name, None)
 for name in [name for name in os.environ if name.startswith(("MAKE", "MFLAGS"))]:
     del os.environ[name]

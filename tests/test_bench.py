@@ -242,6 +242,11 @@ def test_wrong_words_are_said_in_a_line(make, clone, words, said):
     assert not (clone / "saves/bench").exists()
 
 
+def test_without_a_gpu(make, clone):
+    result = make(clone, "bench", "ARGS=--out out", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode != 0 and "needs a CUDA GPU" in result.stderr and not (clone / "saves/bench").exists()
+
+
 def test_without_a_stand_in(make, clone):
     result = make(clone, "bench", "STAND_IN=", "MODEL=tiny", "ARGS=plain --out out")
     assert result.returncode != 0 and "make base MODEL=tiny" in result.stderr and not (clone / "out").exists()
@@ -285,11 +290,16 @@ def test_costs_by_rows(demo, tmp_path):
     for split in ("train", "dev"):
         rows = read_json_lines(demo[0] / f"data/sample/{split}.jsonl")[:50]
         (raw / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "out").mkdir()
+    former = {"rows": 60} | {
+        stage: {"seconds": 1.0, "peak_rss_gib": 1.0} for stage in ("prepare", "train", "score dev")
+    }
+    (tmp_path / "out/scale.json").write_text(json.dumps({"costs": [former]}))
     command = [sys.executable, "scripts/cost.py", raw, "--rows", "120", "--out", tmp_path / "out"]
     result = subprocess.run(command, cwd=demo[0], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
-    [costs] = json.loads((tmp_path / "out/scale.json").read_text())["costs"]
-    assert costs.pop("rows") == 120 and len(costs) == 5
+    kept, costs = json.loads((tmp_path / "out/scale.json").read_text())["costs"]
+    assert kept == former and costs.pop("rows") == 120 and len(costs) == 5
     assert all(cost["seconds"] > 0 and cost["peak_rss_gib"] > 0 for cost in costs.values())
     assert (tmp_path / "out/scale.png").read_bytes().startswith(b"\x89PNG")
     assert not list((demo[0] / "saves/bench").glob("tmp*"))

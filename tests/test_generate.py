@@ -540,8 +540,8 @@ def test_errors_are_one_line(relay, tmp_path):
     assert "no OpenAI-compatible server answers" in one_error(good, out, "--server", f"http://127.0.0.1:{free_port()}")
     assert "API_KEY" in one_error(good, out, "--server", relay.url, key="of-someone-else")
     assert 'no key "temperatur"' in one_error(good, out, "--server", relay.url, "temperatur=1")
-    assert "no adapter in nowhere" in one_error(good, out, "adapter_name_or_path=nowhere")
-    # What only LLaMA-Factory finds out.
     base = f"model_name_or_path={broken_model(tmp_path)}"
+    assert "no adapter in nowhere" in one_error(good, out, "adapter_name_or_path=nowhere", base)
+    # What only LLaMA-Factory finds out.
     assert "did not start" in one_error(good, out, "adapter_name_or_path=null", base)
     assert not relay.asked and not list(tmp_path.glob("out.csv*"))

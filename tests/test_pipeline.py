@@ -79,7 +79,7 @@ def test_base_predictions_are_reused_until_their_inputs_change(make, demo):
     assert base.stat().st_mtime_ns == before
     result = make(folder, *words, "ARGS=max_samples=5")
     assert result.returncode == 0 and base.stat().st_mtime_ns > before
-    assert "only 5 of 120 rows were scored" in result.stdout and "No system is crowned" in result.stdout
+    assert "only 5 of 120 rows were scored" in result.stdout and "No model is crowned" in result.stdout
     assert len(read_json_lines(base)) == 5
 
 

@@ -14,13 +14,14 @@ from contextlib import contextmanager, suppress
 import httpx
 import pytest
 import yaml
+from adgen import ROOT
 from conftest import BIN
 from test_errors import one_error
 
 PRODUCT = "类型#口红*质地#丝绒*功效#显白*场景#约会"
 KEY = "a secret"
-# What the servers print when they are up; make's `api` and plain llamafactory-cli alike.
-UP = re.compile(r"(?:Uvicorn running on|Running on local URL:) +(\S+)")
+# What the servers print when they are up. Gradio still asks itself for the page between its two lines.
+UP = re.compile(r"(?:Uvicorn running on|Running on local URL:) +(\S+)(?: \(Press|\n\* To create)")
 
 
 def free_port():
@@ -50,6 +51,8 @@ def serve(folder, verb, *words, command=None, stops=True, **variables):
             time.sleep(0.2)
         yield place[1]
         if stops:
+            # A page is announced a moment before its launch has ended.
+            time.sleep(1)
             before = len(plain(log))
             os.killpg(server.pid, signal.SIGINT)
             server.wait(60)
@@ -156,8 +159,10 @@ def test_plain_llamaboard(demo):
         assert "gradio" in httpx.get(url).text
 
 
-def test_llamaboards_preset_trains_as_the_recipe_does(clone, monkeypatch):
-    monkeypatch.chdir(clone)
+def test_llamaboards_preset_trains_as_the_recipe_does(tmp_path, monkeypatch):
+    # LlamaBoard writes into the folder that it runs in.
+    (tmp_path / "llamaboard_config").symlink_to(ROOT / "llamaboard_config")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLAMAFACTORY_VERBOSITY", "WARN")
     import gradio as gr
     from llamafactory.hparams import parser
@@ -177,7 +182,7 @@ def test_llamaboards_preset_trains_as_the_recipe_does(clone, monkeypatch):
     form[part("top.model_path")], form[part("top.template")] = get_model_info(form[part("top.model_name")])
     form[part("train.output_dir")] = "sft_qlora"
     preset = _clean_cmd(board.runner._parse_train_args(form))
-    recipe = yaml.safe_load((clone / "configs/llama3_8b/sft_qlora.yaml").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load((ROOT / "configs/llama3_8b/sft_qlora.yaml").read_text(encoding="utf-8"))
     parsed = [parser.get_train_args(keys | {"use_cpu": True}) for keys in (recipe, preset)]
     differences = {
         field.name
