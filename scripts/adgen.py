@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -13,6 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 def fail(message: str) -> NoReturn:
     """Ends the program with one line on stderr and exit status 1."""
     raise SystemExit(f"error: {message}")
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those of the packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def parse_attributes(text: str) -> list[tuple[str, str]]:

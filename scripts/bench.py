@@ -28,12 +28,11 @@ import shutil
 import statistics
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 import tables
-from adgen import ROOT, fail, read_json_lines, whole_file
+from adgen import ROOT, fail, installed_versions, read_json_lines, whole_file
 from cost import PROGRAM, SCRATCH, ask_card, check, last_error, shown, watch
 from doctor import check_gpu, read_recipe
 
@@ -304,13 +303,7 @@ def prepare(options: argparse.Namespace) -> None:
 
 def library_versions() -> dict[str, str]:
     """The versions of Python and of the libraries that are measured."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version()} | installed_versions(LIBRARIES)
 
 
 def open_results(folder: Path) -> tuple[Path, dict]:

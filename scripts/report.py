@@ -13,13 +13,12 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 import pictures
 import tables
-from adgen import fail, parse_attributes, read_json_lines, whole_file
+from adgen import fail, installed_versions, parse_attributes, read_json_lines, whole_file
 from prepare_data import read_file, read_rows
 
 TEMPLATE = "这款{kind}，{values}的设计，让你穿着舒适，更显时尚。"
@@ -338,17 +337,6 @@ def describe(path: Path, rows: Rows) -> dict:
     return {"file": path.name, "rows": len(rows.contents), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def library_versions() -> dict[str, str]:
-    """The versions of the libraries that the scores come from."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def write_results(
     folder: Path, results: dict, texts: dict[str, list[str]], data: Rows, train: Rows | None, losses
 ) -> None:
@@ -407,7 +395,7 @@ def main() -> None:
         name: check_health(system, data, train, rows[name], rows["reference"]) for name, system in predicted.items()
     }
     results["crowned"] = tables.find_best(results)
-    results["versions"] = library_versions()
+    results["versions"] = installed_versions(LIBRARIES)
     if options.out:
         texts = {name: system.texts for name, system in predicted.items()}
         write_results(options.out, results, texts, data, train, losses)
