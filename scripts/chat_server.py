@@ -124,6 +124,13 @@ async def write_ads(
     return reasons
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextmanager
 def own_server(recipe: Path, overrides: list[str]) -> Iterator[str]:
     """The base URL of a `llamafactory-cli api` on a free port of this machine, which runs as long as the block."""
@@ -135,9 +142,7 @@ def own_server(recipe: Path, overrides: list[str]) -> Iterator[str]:
     look = subprocess.run([sys.executable, ROOT / "scripts/doctor.py", "chat", recipe, *overrides], cwd=ROOT)
     if look.returncode:
         raise SystemExit(look.returncode)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     libc = ctypes.CDLL(None)
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         server = subprocess.Popen(

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ import psutil
 import pytest
 import scores
 from adgen import ROOT, read_json_lines
+from chat_server import free_port
 
 KEY = "a-key-of-the-tests"
 DEV = ROOT / "data/sample/dev.jsonl"
@@ -32,12 +32,6 @@ ATTRIBUTES = {
     "L-002": "类型#口红*质地#水光*颜色#蜜桃粉*功效#保湿*功效#淡唇纹*场景#上班",
     "E-002": "类型#耳机*佩戴#头戴式*连接#有线*功能#低延迟*场景#打游戏",
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(condition, seconds=120):

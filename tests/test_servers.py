@@ -15,6 +15,7 @@ import httpx
 import pytest
 import yaml
 from adgen import ROOT
+from chat_server import free_port
 from conftest import BIN
 from test_errors import one_error
 
@@ -22,12 +23,6 @@ PRODUCT = "类型#口红*质地#丝绒*功效#显白*场景#约会"
 KEY = "a secret"
 # What the servers print when they are up. Gradio still asks itself for the page between its two lines.
 UP = re.compile(r"(?:Uvicorn running on|Running on local URL:) +(\S+)(?: \(Press|\n\* To create)")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
