@@ -91,7 +91,7 @@ demo: $(READY) ## the whole path on this machine's CPU, on the embedded sample: 
 	@$(MAKE) train eval export MODEL=tiny DATA=sample RESULTS=$(DEMO_RESULTS)
 	@echo; echo "Three ads by the exported model, for products that were not in training:"
 	@$(PY) -c 'print("\nclear\n".join(open("examples/attributes.txt").read().split()) + "\nexit")' \
-	| $(CLI) chat configs/tiny/chat.yaml model_name_or_path=exports/tiny adapter_name_or_path=null do_sample=false 2> saves/Custom/chat.log \
+	| $(PY) -c "$$CHAT" chat configs/tiny/chat.yaml model_name_or_path=exports/tiny adapter_name_or_path=null do_sample=false 2> saves/Custom/chat.log \
 	| sed -n 's/^User: Assistant: //p' | paste -d '\n' examples/attributes.txt -
 	@echo; echo "Loss picture: $(DEMO_RESULTS)/train_loss.png"
 
@@ -127,13 +127,16 @@ export: $(READY) $(STAND_IN) ## merge the adapter into the base model: safetenso
 	@$(PY) scripts/doctor.py export $(CONFIG)/export.yaml $(TUNED) $(ARGS)
 	@$(CLI) export $(CONFIG)/export.yaml $(TUNED) $(ARGS)
 
-# LLaMA-Factory's chat answers Ctrl-C and Ctrl-D by a traceback.
+# LLaMA-Factory's chat answers Ctrl-C and Ctrl-D by a traceback, and its thread that writes can abort Python's own end.
 define CHAT
+import os, sys
 from llamafactory.cli import main
 try:
     main()
 except (KeyboardInterrupt, EOFError):
     print()
+sys.stdout.flush()
+os._exit(0)
 endef
 export CHAT
 
