@@ -24,6 +24,8 @@ export GRADIO_SERVER_NAME ?= 127.0.0.1
 export API_HOST ?= 127.0.0.1
 export API_MODEL_NAME ?= $(MODEL)
 export LLAMAFACTORY_VERBOSITY ?= WARN
+# Less of the GPU's memory is lost to gaps: the recipes' needs are measured so.
+export PYTORCH_ALLOC_CONF ?= expandable_segments:True
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -102,8 +104,8 @@ $(BASE)/train_results.json: $(CONFIG)/pretrain.yaml scripts/build_stand_in.py $(
 	$(PY) scripts/build_stand_in.py --size $(MODEL) --corpus $(CORPUS) $$init; \
 	$(PY) scripts/doctor.py train $<; $(CLI) train $<
 
-data: $(READY) ## prepare AdGen from the hub (USE_MODELSCOPE_HUB=1: ModelScope) or from local files (RAW=<path>)
-	@$(PY) scripts/prepare_data.py $(RAW)
+data: $(READY) ## prepare AdGen from the hub (USE_MODELSCOPE_HUB=1: ModelScope) or from local files (RAW=<path> [ARGS="--unk cut"])
+	@$(PY) scripts/prepare_data.py $(RAW) $(ARGS)
 
 data/adgen_card.json data/adgen_train.jsonl: | $(READY)
 	@$(PY) scripts/prepare_data.py $(RAW)
