@@ -27,6 +27,10 @@ export LLAMAFACTORY_VERBOSITY ?= WARN
 # Less of the GPU's memory is lost to gaps: the recipes' needs are measured so.
 export PYTORCH_ALLOC_CONF ?= expandable_segments:True
 
+# A killed training goes on by itself. FRESH=1 sets it aside and begins anew, RESUME=1 goes on though the recipe has changed.
+export FRESH  ?=
+export RESUME ?=
+
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -72,7 +76,7 @@ TRAIN := $(if $(filter adgen,$(DATA)),data/adgen_train.jsonl,data/sample/train.j
 STAND_IN := $(if $(wildcard $(CONFIG)/pretrain.yaml),$(BASE)/train_results.json)
 CORPUS   := $(if $(findstring adgen,$(if $(STAND_IN),$(call key,dataset,pretrain))),data/adgen_train.jsonl,data/sample/train.jsonl)
 
-.PHONY: help setup demo base data train eval export chat webchat webui api desk generate bench test lint clean
+.PHONY: help setup doctor demo base data train eval export chat webchat webui api desk generate bench soak test lint clean
 
 help: ## list the targets
 	@echo 'make <target> [MODEL=$(MODEL)] [METHOD=$(METHOD)] [ARGS="key=value …"]'
@@ -80,6 +84,9 @@ help: ## list the targets
 
 setup: $(READY) ## make the environment .venv from requirements.lock (BIN=<folder> uses your own)
 	@$(if $(READY),,test -x $(CLI) || { echo "error: there is no llamafactory-cli in $(BIN); pip install -r requirements.lock there" >&2; exit 1; })
+
+doctor: $(READY) ## look at all that a training needs, and say what is wrong and how to mend it (ARGS=--json)
+	@$(PY) scripts/doctor.py train $(SFT) --list $(TRAIN_ON) $(ARGS)
 
 .venv/.ready: requirements.lock
 	@for python in python3.12 python3.11 python3.13 python3; do \
@@ -102,7 +109,7 @@ base: $(READY) $(STAND_IN) ## make the base model, for a MODEL whose base is a s
 $(BASE)/train_results.json: $(CONFIG)/pretrain.yaml scripts/build_stand_in.py $(CORPUS) | $(READY)
 	@init=$(call key,model_name_or_path,pretrain); rm -rf $$init $(BASE); \
 	$(PY) scripts/build_stand_in.py --size $(MODEL) --corpus $(CORPUS) $$init; \
-	$(PY) scripts/doctor.py train $<; $(CLI) train $<
+	$(PY) scripts/doctor.py train $<; exec $(PY) scripts/run.py train $<
 
 data: $(READY) ## prepare AdGen from the hub (USE_MODELSCOPE_HUB=1: ModelScope) or from local files (RAW=<path> [ARGS="--unk cut"])
 	@$(PY) scripts/prepare_data.py $(RAW) $(ARGS)
@@ -110,24 +117,24 @@ data: $(READY) ## prepare AdGen from the hub (USE_MODELSCOPE_HUB=1: ModelScope) 
 data/adgen_card.json data/adgen_train.jsonl: | $(READY)
 	@$(PY) scripts/prepare_data.py $(RAW)
 
-train: $(READY) $(ROWS) $(STAND_IN) ## fine-tune (FRESH=1 sets a finished run aside first)
-	@$(if $(filter 1,$(FRESH)),test ! -e $(TRAINED) || mv -v $(TRAINED) $(TRAINED).$$(date +%Y%m%d-%H%M%S))
+train: $(READY) $(ROWS) $(STAND_IN) ## fine-tune, or go on where a killed run ended (FRESH=1 sets a run aside first)
 	@$(PY) scripts/doctor.py train $(SFT) $(TRAIN_ON) $(ARGS)
-	@$(CLI) train $(SFT) $(TRAIN_ON) $(ARGS)
+	@exec $(PY) scripts/run.py train $(SFT) $(TRAIN_ON) $(ARGS)
 
 eval: $(READY) $(ROWS) $(STAND_IN) ## score the untuned and the tuned model on the dev rows
 	@$(PY) scripts/doctor.py train $(CONFIG)/predict.yaml $(PREDICT_ON) $(TUNED) $(ARGS)
 	@inputs="$$(cat $(CONFIG)/predict_base.yaml $(DEV) $(wildcard $(STAND_IN)) | cksum) $(PREDICT_ON) $(ARGS)"; \
 	if [ "$$inputs" != "$$(cat $(BASE_PREDICTIONS)/inputs.txt 2>/dev/null)" ]; then \
-	$(CLI) train $(CONFIG)/predict_base.yaml $(PREDICT_ON) output_dir=$(BASE_PREDICTIONS) $(ARGS); \
+	rm -f $(BASE_PREDICTIONS)/inputs.txt; \
+	$(PY) scripts/run.py train $(CONFIG)/predict_base.yaml $(PREDICT_ON) output_dir=$(BASE_PREDICTIONS) $(ARGS); \
 	echo "$$inputs" > $(BASE_PREDICTIONS)/inputs.txt; fi
-	@$(CLI) train $(CONFIG)/predict.yaml $(PREDICT_ON) $(TUNED) output_dir=$(PREDICTIONS) $(ARGS)
+	@exec $(PY) scripts/run.py train $(CONFIG)/predict.yaml $(PREDICT_ON) $(TUNED) output_dir=$(PREDICTIONS) $(ARGS)
 	@$(PY) scripts/report.py base=$(BASE_PREDICTIONS)/generated_predictions.jsonl tuned=$(PREDICTIONS)/generated_predictions.jsonl \
 	--data $(DEV) --train $(TRAIN) --decoding $(CONFIG)/predict.yaml --trainer-log $(TRAINED)/trainer_log.jsonl --out $(RESULTS)
 
 export: $(READY) $(STAND_IN) ## merge the adapter into the base model: safetensors and an Ollama Modelfile
 	@$(PY) scripts/doctor.py export $(CONFIG)/export.yaml $(TUNED) $(ARGS)
-	@$(CLI) export $(CONFIG)/export.yaml $(TUNED) $(ARGS)
+	@exec $(PY) scripts/run.py export $(CONFIG)/export.yaml $(TUNED) $(ARGS)
 
 # LLaMA-Factory's chat answers Ctrl-C and Ctrl-D by a traceback, and its thread that writes can abort Python's own end.
 define CHAT
@@ -171,6 +178,9 @@ webui: $(READY) ## LlamaBoard, LLaMA-Factory's own page, with our data sets and 
 
 bench: $(READY) $(STAND_IN) ## measure the recipes: speed and memory (ARGS="plain sft_qlora --repeat 2"; results/bench)
 	@$(PY) scripts/bench.py --model $(CONFIG) $(if $(filter sample,$(DATA)),--data sample) $(ARGS)
+
+soak: $(READY) ## kill a tiny training 24 times, and hold it against one left alone (some minutes; results/soak.json)
+	@$(PY) scripts/soak.py --out results/soak.json $(ARGS)
 
 test: $(READY) ## run the tests
 	@$(PY) -m pytest -rs $(ARGS)

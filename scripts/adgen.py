@@ -1,4 +1,4 @@
-"""What the programs in this folder share: attribute strings, JSON lines, files written whole, errors for people."""
+"""What the programs in this folder share: recipes, attribute strings, JSON lines, files written whole, errors."""
 
 import json
 import os
@@ -23,6 +23,25 @@ def installed_versions(names: Iterable[str]) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def read_recipe(path: Path, overrides: dict[str, str] | None = None) -> dict:
+    """The keys of a recipe, with `key=value` overrides laid over them as LLaMA-Factory reads their values."""
+    import yaml
+
+    if not path.is_file():
+        known = sorted(str(recipe.relative_to(ROOT)) for recipe in ROOT.glob("configs/*/*.yaml"))
+        fail(f"there is no recipe {path}; there are: {', '.join(known)}")
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for key, value in (overrides or {}).items():
+        settings[key] = value
+        with suppress(yaml.YAMLError):
+            settings[key] = yaml.safe_load(value)
+        # 1e-2 without a point is text in YAML 1.1.
+        if isinstance(settings[key], str):
+            with suppress(ValueError):
+                settings[key] = float(value)
+    return settings
 
 
 def parse_attributes(text: str) -> list[tuple[str, str]]:

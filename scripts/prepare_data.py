@@ -438,6 +438,8 @@ def main() -> None:
     for split, results in (("train", judged), ("dev", dev)):
         if split in files:
             card["input"][split] = {"file": files[split][0], "sha256": files[split][1], **account(results)}
+    # The card is written last: where it is missing, the files are not of one preparation.
+    (policy.out / "adgen_card.json").unlink(missing_ok=True)
     for split, results in (("train", train), ("val", val), ("dev", usable_dev)):
         name = f"adgen_{split}.jsonl"
         if not results:

@@ -23,6 +23,7 @@ def with_rows(clone):
     names = ("adgen_train.jsonl", "adgen_val.jsonl", "adgen_dev.jsonl", "adgen_card.json")
     for name in names:
         (clone / "data" / name).write_text('{"instruction": "类型#裙", "output": "裙子。"}\n', encoding="utf-8")
+    (clone / "data/adgen_card.json").write_text("{}")
     yield clone
     for name in names:
         (clone / "data" / name).unlink()
@@ -39,8 +40,10 @@ def test_no_gpu(make, with_rows):
 def test_before_training(make, with_rows, verb, tmp_path):
     base = tmp_path / "base"
     base.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "train_results.json"):
+    for name in ("config.json", "tokenizer.json", "train_results.json"):
         (base / name).write_text("{}")
+    header = b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
+    (base / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
     line = one_error(make(with_rows, verb, "MODEL=tiny", "STAND_IN=", f"ARGS=model_name_or_path={base}"))
     assert "saves/Custom/lora/sft_qlora" in line and "make train MODEL=tiny" in line
 
@@ -86,7 +89,7 @@ def fake_gpu(folder):
     """A folder with an nvidia-smi that lists a card: what lies behind the check for a GPU can be seen without one."""
     program = folder / "fake" / "nvidia-smi"
     program.parent.mkdir(exist_ok=True)
-    program.write_text("#!/bin/sh\necho 24576\n")
+    program.write_text("#!/bin/sh\necho NVIDIA L4, 580.1, 24000, 8.9\n")
     program.chmod(0o755)
     return program.parent
 
