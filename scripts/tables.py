@@ -3,8 +3,8 @@
   <!-- results:begin NAME -->
   <!-- results:end -->
 
-NAME is a folder under results/ with an eval_results.json, `published` for results/published.json, or `bench` for what
-`make bench` wrote to results/bench.
+NAME is a folder under results/ with an eval_results.json, `published` for results/published.json, `bench` for what
+`make bench` wrote to results/bench, or `learning` for results/equal_learning.json.
 """
 
 import argparse
@@ -34,6 +34,7 @@ WORDS = {
         "corpus": "corpus BLEU",
         "computed": "{gpu}, computed: rows/s",
         "bench": "{gpu}, {memory_gib:.0f} GiB, driver {driver}; bf16 matrix products of {size}: {tflops:.3g} TFLOP/s.",
+        "bound": "The whole matrix rate, nothing computed twice, trains {rows:.0f} rows/s: {times:.0f} times plain.",
         "failed": "failed",
     },
     "zh": {
@@ -63,7 +64,12 @@ WORDS = {
         "spread": "波动",
         "computed": "{gpu} 推算值：行/秒",
         "bench": "{gpu}，{memory_gib:.0f} GiB，驱动 {driver}；{size} 阶 bf16 矩阵乘：{tflops:.3g} TFLOP/s。",
+        "bound": "若矩阵乘算力用满、没有任何重复计算，每秒最多训练 {rows:.0f} 行：plain 的 {times:.0f} 倍。",
         "failed": "失败",
+        "learning rate": "学习率",
+        "warm-up": "预热",
+        "steps": "步数",
+        "validation loss": "验证损失",
     },
 }
 
@@ -299,16 +305,32 @@ def readme_bench(language: str) -> str:
         versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
         table = markdown([[line[0], cell, *line[1:]] for line, cell in zip(lines, settings, strict=True)])
         texts.append(f"{words['bench'].format(**results, **results['matmul'])} {versions}.\n\n{table}")
+        counted = {run["name"]: run for run in results["runs"] if "operations_per_row" in run}
+        if "plain" in counted and len(counted) > 1:
+            least = min(run["operations_per_row"] for run in counted.values())
+            rows = results["matmul"]["tflops"] * 1e12 / least
+            texts.append(words["bound"].format(rows=rows, times=rows / counted["plain"]["rows_per_s"]) + "\n")
         failed = [run for run in results["runs"] if "error" in run]
         texts += [f"`{run['name']}` {words['failed']}: {escape(run['error'])}\n" for run in failed]
     return "\n".join(texts) or fail(f"{RESULTS / 'bench'} holds no measurements; `make bench` writes them")
+
+
+def readme_learning(language: str) -> str:
+    """The validation loss by settings, learning rate and warm-up, after the same rows."""
+    results = read_json(RESULTS / "equal_learning.json")
+    heads = ("run", "learning rate", "warm-up", "steps", "validation loss")
+    lines = [[WORDS[language].get(head, head) for head in heads]]
+    for run in results["runs"]:
+        cells = [f"{run['learning_rate']:.1e}", str(run["warmup_ratio"]), str(run["steps"]), f"{run['val_loss']:.3f}"]
+        lines.append([run["run"], *cells])
+    return markdown(lines)
 
 
 def rewrite(text: str, language: str) -> str:
     """A README's text with the tables between its marks as results/ has them now."""
 
     def table(match: re.Match) -> str:
-        special = {"published": readme_published, "bench": readme_bench}
+        special = {"published": readme_published, "bench": readme_bench, "learning": readme_learning}
         name = match[2]
         return match[1] + (special[name](language) if name in special else readme_results(name, language)) + match[3]
 
