@@ -278,8 +278,11 @@ def supervise(words: list[str], settings: dict, folder: Path, lock: IO[str] | No
     error_log(folder).unlink(missing_ok=True)
     size = shutil.get_terminal_size()
     seen = {"COLUMNS": str(size.columns), "LINES": str(size.lines)} if sys.stderr.isatty() else {}
+    # That of this Python's environment, or what is called so on the way to others.
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    program = shutil.which("llamafactory-cli", path=places) or fail("there is no llamafactory-cli; run `make setup`")
     child = subprocess.Popen(
-        [Path(sys.executable).with_name("llamafactory-cli"), *words],
+        [program, *words],
         env=seen | os.environ,
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -378,6 +381,9 @@ def export(recipe: str, words: list[str], settings: dict) -> None:
             supervise(["export", recipe, *words, f"export_dir={part}"], settings, part, lock)
             if fault := weights_fault(part):
                 fail(f"the export is not whole ({fault}); run it again")
+            # safetensors gives them to their owner alone; a server may run as another user.
+            for path in part.glob("*.safetensors"):
+                path.chmod((part / "config.json").stat().st_mode)
             if folder.exists():
                 old = set_aside(folder, ".")
                 part.rename(folder)
