@@ -24,6 +24,8 @@ export GRADIO_SERVER_NAME ?= 127.0.0.1
 export API_HOST ?= 127.0.0.1
 export API_MODEL_NAME ?= $(MODEL)
 export LLAMAFACTORY_VERBOSITY ?= WARN
+# Less of the GPU's memory is lost to gaps: the recipes' needs are measured so.
+export PYTORCH_ALLOC_CONF ?= expandable_segments:True
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -91,7 +93,7 @@ demo: $(READY) ## the whole path on this machine's CPU, on the embedded sample: 
 	@$(MAKE) train eval export MODEL=tiny DATA=sample RESULTS=$(DEMO_RESULTS)
 	@echo; echo "Three ads by the exported model, for products that were not in training:"
 	@$(PY) -c 'print("\nclear\n".join(open("examples/attributes.txt").read().split()) + "\nexit")' \
-	| $(CLI) chat configs/tiny/chat.yaml model_name_or_path=exports/tiny adapter_name_or_path=null do_sample=false 2> saves/Custom/chat.log \
+	| $(PY) -c "$$CHAT" chat configs/tiny/chat.yaml model_name_or_path=exports/tiny adapter_name_or_path=null do_sample=false 2> saves/Custom/chat.log \
 	| sed -n 's/^User: Assistant: //p' | paste -d '\n' examples/attributes.txt -
 	@echo; echo "Loss picture: $(DEMO_RESULTS)/train_loss.png"
 
@@ -102,8 +104,8 @@ $(BASE)/train_results.json: $(CONFIG)/pretrain.yaml scripts/build_stand_in.py $(
 	$(PY) scripts/build_stand_in.py --size $(MODEL) --corpus $(CORPUS) $$init; \
 	$(PY) scripts/doctor.py train $<; $(CLI) train $<
 
-data: $(READY) ## prepare AdGen from the hub (USE_MODELSCOPE_HUB=1: ModelScope) or from local files (RAW=<path>)
-	@$(PY) scripts/prepare_data.py $(RAW)
+data: $(READY) ## prepare AdGen from the hub (USE_MODELSCOPE_HUB=1: ModelScope) or from local files (RAW=<path> [ARGS="--unk cut"])
+	@$(PY) scripts/prepare_data.py $(RAW) $(ARGS)
 
 data/adgen_card.json data/adgen_train.jsonl: | $(READY)
 	@$(PY) scripts/prepare_data.py $(RAW)
@@ -127,13 +129,16 @@ export: $(READY) $(STAND_IN) ## merge the adapter into the base model: safetenso
 	@$(PY) scripts/doctor.py export $(CONFIG)/export.yaml $(TUNED) $(ARGS)
 	@$(CLI) export $(CONFIG)/export.yaml $(TUNED) $(ARGS)
 
-# LLaMA-Factory's chat answers Ctrl-C and Ctrl-D by a traceback.
+# LLaMA-Factory's chat answers Ctrl-C and Ctrl-D by a traceback, and its thread that writes can abort Python's own end.
 define CHAT
+import os, sys
 from llamafactory.cli import main
 try:
     main()
 except (KeyboardInterrupt, EOFError):
     print()
+sys.stdout.flush()
+os._exit(0)
 endef
 export CHAT
 

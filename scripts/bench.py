@@ -21,6 +21,7 @@ its ads after some 110 tokens, one of random weights never: max_new_tokens is 12
 
 import argparse
 import json
+import os
 import platform
 import re
 import shlex
@@ -321,7 +322,7 @@ def open_results(folder: Path) -> tuple[Path, dict]:
         print("Measuring the rate of matrix products", flush=True)
         check([sys.executable, __file__, "--matrix-rate"], log)
         results |= {"matmul": json.loads(log.read_text().splitlines()[-1]), "runs": []}
-    return path, results | {"versions": library_versions()}
+    return path, results | {"versions": library_versions(), "allocator": os.environ.get("PYTORCH_ALLOC_CONF", "")}
 
 
 def parse_arguments() -> argparse.Namespace:

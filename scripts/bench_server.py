@@ -78,9 +78,9 @@ def main() -> None:
             results["served"].append(asyncio.run(measure(options, model, products, clients)))
         except Exception as error:
             fail(f"with {clients} clients at a time: {error or type(error).__name__}")
-    with whole_file(options.out / f"server-{re.sub('[^a-z0-9]+', '-', card.lower())}.json") as file:
-        json.dump(results, file, indent=1)
-        file.write("\n")
+        with whole_file(options.out / f"server-{re.sub('[^a-z0-9]+', '-', card.lower())}.json") as file:
+            json.dump(results, file, indent=1)
+            file.write("\n")
     lines = [["clients", "ads/s", "first words (s)", "longest", "whole ad (s)", "longest"]]
     for run in results["served"]:
         waits = [run[name][part] for name in ("first_words_s", "whole_ad_s") for part in ("median", "longest")]

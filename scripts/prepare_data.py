@@ -38,7 +38,7 @@ LONGEST_ROW = 2**20
 QUANTILES = (0, 25, 50, 75, 95, 99, 100)
 
 CHANGED = "attribute string tidied"
-CUT = "sentence with <UNK> cut"
+CUT = "clause with <UNK> cut"
 UNK = "<UNK> in the ad"
 DUPLICATE = "duplicate pair"
 LEAK = "product is in dev"
@@ -278,8 +278,14 @@ def product(instruction: str) -> str:
 
 
 def cut_unk(summary: str) -> str:
-    """The ad without the sentences that hold `<UNK>`."""
-    return "".join(sentence for sentence in re.findall(r"[^。！？!?]*[。！？!?]*", summary) if "<UNK>" not in sentence)
+    """The ad without the clauses that hold `<UNK>`; a sentence that loses its end ends where it is cut."""
+    kept = ""
+    for clause, mark in re.findall(r"([^，,；;。！？!?]*)([，,；;。！？!?]*)", summary):
+        if "<UNK>" not in clause:
+            kept += clause + mark
+        elif kept and kept[-1] in "，,；;" and not (mark and mark[-1] in "，,；;"):
+            kept = kept[:-1] + (mark or "。")
+    return kept
 
 
 def judge_dev(rows: Iterable[Row]) -> list[Result]:
@@ -437,7 +443,7 @@ def main() -> None:
         "--unk",
         choices=("drop", "cut", "keep"),
         default="drop",
-        help="training ads with the placeholder <UNK>: drop the row (default), cut the sentence, or keep it",
+        help="training ads with the placeholder <UNK>: drop the row (default), cut the clause, or keep it",
     )
     parser.add_argument(
         "--duplicates", choices=("drop", "keep"), default="drop", help="repeated training pairs (default: drop)"

@@ -113,9 +113,9 @@ def test_no_product_in_two_splits(tmp_path):
 
 
 def test_unk_policies(tmp_path):
-    train = [*TRAIN, ("类型#裙*颜色#杏色", "杏色很温柔。<UNK>的裙摆。好搭！"), ("类型#裙*颜色#浅灰", "<UNK>浅灰。")]
+    train = [*TRAIN, ("类型#裙*颜色#杏色", "杏色很温柔。<UNK>的裙摆。好搭！"), ("类型#裙*颜色#浅灰", "浅灰的裙子，好看，<UNK>。")]
     raw = raw_folder(tmp_path / "raw", lines(train).encode())
-    for policy, kept in (("drop", []), ("cut", ["杏色很温柔。好搭！"]), ("keep", [train[-2][1], train[-1][1]])):
+    for policy, kept in (("drop", []), ("cut", ["杏色很温柔。好搭！", "浅灰的裙子，好看。"]), ("keep", [train[-2][1], train[-1][1]])):
         rows, card = prepared(raw, tmp_path / policy, "--unk", policy)
         ads = {output for _, output in pairs_of(rows["train"]) | pairs_of(rows["val"])}
         assert ads - {output for _, output in TRAIN} == set(kept)
