@@ -546,7 +546,8 @@ def test_scores_of_any_texts_are_numbers_within_bounds(rows):
 
 
 DATA = report.Rows([content for content, _ in GOOD[:3]], [ad for _, ad in GOOD[:3]])
-prediction_rows = json_values | st.fixed_dictionaries(
+good_predictions = st.fixed_dictionaries({"predict": texts | any_texts}, optional={"extra": json_values})
+odd_predictions = json_values | st.fixed_dictionaries(
     {"predict": any_texts | json_values},
     optional={
         "label": st.sampled_from(DATA.references) | json_values,
@@ -555,10 +556,11 @@ prediction_rows = json_values | st.fixed_dictionaries(
 )
 
 
-@given(st.lists(prediction_rows, max_size=4), st.booleans(), ends)
-@example([{"predict": "好" * 10**6}], False, b"")
-@example([{"predict": "好", "label": "白" * 10**6}], False, b"")
-def test_any_predictions_are_read_or_refused(rows, escaped, end):
+@given(st.lists(good_predictions, max_size=3), st.lists(odd_predictions, max_size=1), st.booleans(), ends)
+@example([{"predict": "好" * 10**6}], [], False, b"")
+@example([{"predict": "好", "label": "白" * 10**6}], [], False, b"")
+def test_any_predictions_are_read_or_refused(good, odd, escaped, end):
+    rows = good + odd
     with tempfile.TemporaryDirectory() as name:
         path = Path(name, "generated_predictions.jsonl")
         data = "".join(json.dumps(row, ensure_ascii=escaped) + "\n" for row in rows)
@@ -568,7 +570,12 @@ def test_any_predictions_are_read_or_refused(rows, escaped, end):
         "".join(found.texts if found else []).encode()
 
 
-@given(st.lists(json_values | st.fixed_dictionaries({"current_steps": json_values, "loss": json_values})), ends)
+steps = st.integers(0, 10**4) | st.integers() | json_values
+losses = st.floats(0, 20) | st.floats() | json_values
+log_rows = st.fixed_dictionaries({"current_steps": steps, "loss": losses}, optional={"eval_loss": losses})
+
+
+@given(st.lists(log_rows | json_values.map(lambda value: {"loss": value}), max_size=5), ends)
 def test_any_training_log_is_read_or_refused(rows, end):
     with tempfile.TemporaryDirectory() as name:
         path = Path(name, "trainer_log.jsonl")
@@ -594,10 +601,12 @@ yaml_parts = [
     '"',
     "|",
 ]
-yaml_texts = st.lists(st.sampled_from(yaml_parts) | st.text(max_size=3)).map("".join)
+yaml_values = st.sampled_from(yaml_parts) | st.text(max_size=3) | json_values.map(json.dumps)
+yaml_lines = st.tuples(st.sampled_from(report.DECODING) | st.text(max_size=3), yaml_values).map(": ".join)
+yaml_texts = st.lists(yaml_lines, max_size=3).map("\n".join) | st.lists(yaml_values).map("".join)
 
 
-@given(yaml_texts, st.lists(yaml_texts, max_size=2))
+@given(yaml_texts, st.lists(yaml_lines.map(lambda line: line.replace(": ", "=", 1)), max_size=2))
 @example("[" * 5000, [])
 @example("temperature: 2024-13-45", [])
 def test_any_recipe_is_read_or_refused(text, overrides):
