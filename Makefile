@@ -179,8 +179,9 @@ webui: $(READY) ## LlamaBoard, LLaMA-Factory's own page, with our data sets and 
 bench: $(READY) $(STAND_IN) ## measure the recipes: speed and memory (ARGS="plain sft_qlora --repeat 2"; results/bench)
 	@$(PY) scripts/bench.py --model $(CONFIG) $(if $(filter sample,$(DATA)),--data sample) $(ARGS)
 
-soak: $(READY) ## kill a tiny training 24 times, and hold it against one left alone (some minutes; results/soak.json)
+soak: $(READY) ## kill a tiny training 24 times; feed bad input by the thousand (a quarter of an hour; results/soak.json, fuzz.json)
 	@$(PY) scripts/soak.py --out results/soak.json $(ARGS)
+	@FUZZ=1000 $(PY) -m pytest tests/test_fuzz.py --hypothesis-seed=$$RANDOM
 
 test: $(READY) ## run the tests
 	@$(PY) -m pytest -rs $(ARGS)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -9,11 +11,38 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
+# AdGen unpacked takes 53 MB and has 400,000 of the marks that part values; what is far larger is something else.
+LARGEST_FILE = 512 * 2**20
+MOST_VALUES = 10**7
+
+# A terminal that lacks a character, or a file name that is no Unicode, ends no program.
+if hasattr(sys.stdout, "reconfigure"):
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the program with one line on stderr and exit status 1."""
-    raise SystemExit(f"error: {message}")
+    """Ends the program with one line on stderr, of bounded length, and exit status 1."""
+    message = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", message)
+    raise SystemExit(f"error: {message if len(message) < 1500 else f'{message[:1000]} … {message[-400:]}'}")
+
+
+def printable(text: str) -> str:
+    """A text that UTF-8 can hold: a lone surrogate, as of JSON or of a file name, is no character."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def read_bounded(file: IO[bytes], name: str, marks: bytes = b"[{,\n") -> bytes:
+    """All of an open file; ends the program when it holds, or unpacks to, more than this project's inputs can.
+
+    `marks`: the bytes that part values in this format: a parsed value takes a hundred times the memory of its byte.
+    """
+    data = file.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        fail(f"{name} holds more than {LARGEST_FILE // 2**20} MiB: is it the right file? Larger ones have to be split")
+    values = sum(map(data.count, marks))
+    if values > MOST_VALUES:
+        fail(f"{name} holds {values:,} values, more than {MOST_VALUES:,}: is it the right file?")
+    return data
 
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
@@ -75,7 +104,8 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
 def read_json_lines(path: Path) -> list[dict]:
     """The JSON objects of a UTF-8 JSON lines file, blank lines left out; ends the program when the file is not one."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with path.open("rb") as file:
+            lines = read_bounded(file, str(path)).decode("utf-8").split("\n")
     except FileNotFoundError:
         fail(f"{path} does not exist")
     except (OSError, UnicodeDecodeError) as error:
@@ -86,7 +116,7 @@ def read_json_lines(path: Path) -> list[dict]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             fail(f"{path}, line {number}: not JSON ({error}); is the file cut off?")
         if not isinstance(row, dict):
             fail(f"{path}, line {number}: a JSON object was expected, not {type(row).__name__}")

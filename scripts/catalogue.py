@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from adgen import fail, parse_attributes
-from prepare_data import tidy
+from adgen import fail, parse_attributes, printable, read_bounded
+from prepare_data import UNREADABLE, tidy
 
 # Names of columns that are no attributes, unless the training data knows them as such.
 OTHER_COLUMNS = re.compile(
@@ -20,6 +20,11 @@ OTHER_COLUMNS = re.compile(
 )
 SEPARATORS = re.compile(r"[、,，;；/|｜\n]")
 NOTHING = {"", "-", "--", "—", "无", "n/a", "#n/a", "na", "nan", "none", "null"}
+# Excel's own limits, and what this program keeps in memory, the empty cells of a row included.
+MOST_ROWS, MOST_COLUMNS = 2**20, 2**14
+MOST_CELLS = 10**7
+# Characters of an attribute string: AdGen's longest takes 129.
+LONGEST_PRODUCT = 10_000
 # The heading of cells that stand to the right of all names.
 UNNAMED = "more cells than names"
 
@@ -47,16 +52,19 @@ def read_catalogue(path: Path, keys: set[str], columns: list[str]) -> Catalogue:
         problem = "" if product else "the row has no attributes"
         if any(text(cell).strip() for name, cell in zip(header, row, strict=True) if name == UNNAMED):
             product, problem = "", f"the row has {UNNAMED}: a cell that holds a comma needs quotation marks"
+        if len(product) > LONGEST_PRODUCT:
+            problem = f"the row's attributes have {len(product):,} characters, more than {LONGEST_PRODUCT:,}"
+            product = ""
         products.append(product)
         problems.append(problem)
     return Catalogue(header, rows, [header[place] for place in places], products, problems)
 
 
 def text(value: object) -> str:
-    """A cell as text: lists joined, nothing for null; a lone surrogate, which JSON can hold, is no character."""
+    """A cell as text: lists joined, nothing for null."""
     if isinstance(value, list):
         return "、".join(map(text, value))
-    return "" if value is None else str(value).encode("utf-8", "replace").decode()
+    return "" if value is None else printable(str(value))
 
 
 def read_table(path: Path) -> tuple[list[str], list[list]]:
@@ -72,14 +80,23 @@ def read_table(path: Path) -> tuple[list[str], list[list]]:
         lines.pop()
     if len(lines) < 2:
         fail(f"{path} holds no products: its first line names the columns, each line below it is a product")
+    columns = max(map(len, lines))
+    check_size(path, len(lines), columns)
     header = [text(name).strip() for name in lines[0]]
-    header += [UNNAMED] * (max(map(len, lines)) - len(header))
+    header += [UNNAMED] * (columns - len(header))
     return header, [[*row, *[""] * (len(header) - len(row))] for row in lines[1:]]
 
 
-def decode(path: Path) -> str:
-    """A file as text, by the encodings that Excel and Chinese Windows write."""
-    data = path.read_bytes()
+def check_size(path: Path, rows: int, columns: int) -> None:
+    """Ends the program where a table has more cells than memory should hold."""
+    if rows * columns > MOST_CELLS:
+        fail(f"{path} has {rows:,} rows of {columns:,} columns, more than {MOST_CELLS:,} cells: split it")
+
+
+def decode(path: Path, marks: bytes) -> str:
+    """A file as text, by the encodings that Excel and Chinese Windows write; `marks` as of `read_bounded`."""
+    with path.open("rb") as file:
+        data = read_bounded(file, str(path), marks)
     for encoding in ("utf-8-sig", "gb18030"):
         with suppress(UnicodeDecodeError):
             return data.decode(encoding)
@@ -88,7 +105,7 @@ def decode(path: Path) -> str:
 
 def read_csv(path: Path) -> list[list[str]]:
     """The lines of a CSV file."""
-    content = decode(path)
+    content = decode(path, b",;\t\n")
     # Excel writes semicolons or tabs in some languages.
     separator = max(",;\t", key=content.partition("\n")[0].count)
     # Not strict, a forgotten quotation mark would swallow the rows up to the next one.
@@ -102,14 +119,20 @@ def read_csv(path: Path) -> list[list[str]]:
 def read_objects(path: Path) -> list[list]:
     """The keys of all objects of a JSON lines file, and the values of each."""
     rows = []
-    for number, line in enumerate(decode(path).split("\n"), 1):
+    for number, line in enumerate(decode(path, b"[{,\n").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
-            rows += [json.loads(line)] if line.strip() else []
+            row = json.loads(line)
+            # What is nested too deep to be written at the end must not get so far.
+            json.dumps([row]), text(list(row.values()) if isinstance(row, dict) else row)
         except (ValueError, RecursionError) as error:
             fail(f"{path}, line {number}: not JSON ({error}); is the file cut off?")
-        if rows and not isinstance(rows[-1], dict):
-            fail(f"{path}, line {number}: a JSON object was expected, not {type(rows[-1]).__name__}")
+        if not isinstance(row, dict):
+            fail(f"{path}, line {number}: a JSON object was expected, not {type(row).__name__}")
+        rows.append(row)
     header = list(dict.fromkeys(key for row in rows for key in row))
+    check_size(path, len(rows), len(header))
     return [header, *([row.get(key) for key in header] for row in rows)]
 
 
@@ -117,7 +140,7 @@ def read_xlsx(path: Path) -> list[list[str]]:
     """The cells of a workbook's first sheet: values, not formulas; a date is Excel's number of the day."""
 
     def tree(name: str) -> ElementTree.Element:
-        return ElementTree.fromstring(book.read(name))
+        return ElementTree.fromstring(read_bounded(book.open(name), f"{path}: {name}", b"<="))
 
     def words(item: ElementTree.Element) -> str:
         return "".join(part.text or "" for part in [*item.findall("{*}t"), *item.findall("{*}r/{*}t")])
@@ -133,6 +156,7 @@ def read_xlsx(path: Path) -> list[list[str]]:
         return content if number is None else str(int(number) if number.is_integer() else number)
 
     lines: list[list[str]] = []
+    cells = 0
     try:
         with zipfile.ZipFile(path) as book:
             strings = tree("xl/sharedStrings.xml") if "xl/sharedStrings.xml" in book.namelist() else []
@@ -140,13 +164,22 @@ def read_xlsx(path: Path) -> list[list[str]]:
             link = next(value for name, value in first.items() if name.endswith("}id"))
             target = next(item.get("Target") for item in tree("xl/_rels/workbook.xml.rels") if item.get("Id") == link)
             for row in tree(str(Path("/xl", target))[1:]).iterfind("{*}sheetData/{*}row"):
-                lines += [[] for _ in range(int(row.get("r", len(lines) + 1)) - len(lines))]
+                number = int(row.get("r", len(lines) + 1))
+                if not len(lines) < number <= MOST_ROWS:
+                    raise ValueError(f"row {number}")
+                lines += [[] for _ in range(number - len(lines))]
                 for cell in row:
                     place = 0
                     for letter in filter(str.isalpha, cell.get("r", "")):
                         place = place * 26 + ord(letter) - ord("A") + 1
+                        if not 0 < place <= MOST_COLUMNS:
+                            raise ValueError(f"column of {cell.get('r')}")
+                    if 0 < place <= len(lines[-1]):
+                        raise ValueError(f"two cells {cell.get('r')}")
                     lines[-1] += [""] * (place - 1 - len(lines[-1])) + [value(cell)]
-    except (zipfile.BadZipFile, ElementTree.ParseError, LookupError, StopIteration, ValueError, TypeError) as error:
+                cells += len(lines[-1])
+                check_size(path, cells, 1)
+    except (*UNREADABLE, ElementTree.ParseError, LookupError, StopIteration, AttributeError, TypeError) as error:
         fail(f"{path} cannot be read as an Excel workbook ({error!r}); save it as .xlsx anew, or as CSV")
     return lines
 

@@ -51,13 +51,13 @@ def find_model(server: str) -> str:
             answer = client.get("models")
         if answer.status_code in (401, 403):
             fail(f"{server} wants another key in the environment variable API_KEY (it answers {answer.status_code})")
-        models = [entry["id"] for entry in answer.raise_for_status().json()["data"]]
+        models = [text(entry["id"]) for entry in answer.raise_for_status().json()["data"]]
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         fail(f"{server} is no base URL; one looks like http://127.0.0.1:8000")
     except httpx.HTTPError as error:
         problem = str(error).partition("\n")[0] or type(error).__name__
         fail(f"no OpenAI-compatible server answers at {server} ({problem}); is it up?")
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         fail(f"{server} does not answer like an OpenAI-compatible server")
     if len(models) != 1:
         fail(f"{server} has {len(models)} models; name one with --model: {', '.join(models)}")
@@ -80,7 +80,7 @@ async def ask(client, body: dict) -> list[str]:
                 raise Refused(problem)
         except httpx.RequestError as error:
             problem = f"the server does not answer ({type(error).__name__})"
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise Refused("the server's answer is no chat completion") from None
         if pause:
             await asyncio.sleep(pause * random.uniform(0.5, 1))

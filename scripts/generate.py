@@ -33,7 +33,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from adgen import ROOT, fail, parse_attributes, read_json_lines, whole_file
+from adgen import ROOT, fail, parse_attributes, printable, read_json_lines, whole_file
 from catalogue import read_catalogue, text
 from chat_server import Key, Stopped, find_model, own_server, write_ads
 from doctor import read_overrides, read_recipe
@@ -82,11 +82,14 @@ def open_journal(path: Path, settings: dict) -> tuple[IO[str], dict[Key, list[st
     written, ads, before = journal.read(), defaultdict(list), None
     for line in written.split("\n"):
         # A kill may have torn a run's last line.
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             entry = json.loads(line)
+            if not isinstance(entry, dict):
+                continue
             before = before or entry.get("settings")
-            if "ads" in entry:
-                ads[entry["product"], entry["copy"]] += entry["ads"]
+            product, copy, new = (entry.get(name) for name in ("product", "copy", "ads"))
+            if isinstance(product, str) and isinstance(copy, int) and isinstance(new, list):
+                ads[product, copy] += map(text, new)
     if ads and before != settings:
         changed = ", ".join(name for name in settings if (before or {}).get(name) != settings[name])
         fail(f"{path} is of an unfinished run with another {changed}: run that to its end, or remove the file")
@@ -155,13 +158,26 @@ def compare(products: list[str], systems: dict[str, list[str]], values: dict) ->
     return results
 
 
+def different(names: list[str]) -> list[str]:
+    """The names, numbered where they recur: in an object a second column of a name would take the first one's place."""
+    found, counts = {}, Counter()
+    for name in names:
+        label = name
+        while label in found:
+            counts[name] += 1
+            label = f"{name} ({counts[name] + 1})"
+        found[label] = None
+    return list(found)
+
+
 def write_table(path: Path, header: list[str], rows: list[list]) -> None:
     """Writes CSV with the mark by which Excel knows UTF-8, or JSON lines."""
     with whole_file(path) as file:
         if path.suffix.lower() == ".jsonl":
+            names = different(header)
             for row in rows:
-                line = json.dumps(dict(zip(header, row, strict=True)), ensure_ascii=False)
-                file.write(line.encode("utf-8", "replace").decode() + "\n")
+                line = json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False)
+                file.write(printable(line) + "\n")
         else:
             file.write("\ufeff")
             csv.writer(file).writerows([header, *(map(text, row) for row in rows)])

@@ -25,6 +25,8 @@ def start():
     font_manager.fontManager.addfont(FONT)
     installed = [name for name in CHINESE if name in font_manager.get_font_names()]
     plt.rcParams.update({"font.family": ["DejaVu Sans", "Ad Labels", *installed], "axes.axisbelow": True})
+    # A dollar sign in a name or an attribute is no formula.
+    plt.rcParams.update({"text.parse_math": False})
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25})
     return plt
 
@@ -42,11 +44,17 @@ def read_losses(log: Path) -> dict[str, list[tuple[int, float]]]:
     losses = {"loss": {}, "eval_loss": {}}
     for row in read_json_lines(log):
         for name, points in losses.items():
-            if isinstance(row.get(name), int | float) and isinstance(row.get("current_steps"), int):
-                points[row["current_steps"]] = row[name]
+            step = row.get("current_steps")
+            if isinstance(step, int) and is_number(step) and is_number(row.get(name)):
+                points[step] = row[name]
     if not losses["loss"]:
         fail(f"{log} holds no loss by step: is it LLaMA-Factory's trainer_log.jsonl of a training run?")
     return {name: sorted(points.items()) for name, points in losses.items()}
+
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a number that a picture can show; a loss that is not a number, NaN, is left in."""
+    return isinstance(value, int | float) and not abs(value) > 1e15
 
 
 def plot_loss(losses: dict[str, list[tuple[int, float]]], picture: Path) -> None:

@@ -5,25 +5,36 @@ Without RAW the rows come from the Hugging Face hub, or from ModelScope when USE
 
 import argparse
 import base64
+import bz2
+import gzip
 import hashlib
+import io
 import json
 import lzma
 import os
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
-from adgen import ROOT, fail, parse_attributes, whole_file
+from adgen import ROOT, fail, parse_attributes, printable, read_bounded, whole_file
 
 DEV_NAMES = ("dev", "val", "valid", "validation", "test")
 SUFFIXES = (".json", ".jsonl")
-# AdGen unpacked takes 53 MB; what is ten times larger is not AdGen.
-LARGEST_FILE = 512 * 2**20
+# The first bytes of what is compressed as a whole → what reads it.
+UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+UNREADABLE = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
+UNREADABLE += (RuntimeError, ValueError, OverflowError)
+# An archive of AdGen has three members.
+MOST_MEMBERS = 10_000
+# AdGen's longest row takes a kilobyte.
+LONGEST_ROW = 2**20
 QUANTILES = (0, 25, 50, 75, 95, 99, 100)
 
 CHANGED = "attribute string tidied"
@@ -32,6 +43,7 @@ UNK = "<UNK> in the ad"
 DUPLICATE = "duplicate pair"
 LEAK = "product is in dev"
 PLAIN = "no attributes"
+TOO_LONG = "longer than a mebibyte"
 
 
 class Row(NamedTuple):
@@ -70,17 +82,18 @@ def read_sources(raw: Path) -> dict[str, tuple[str, bytes]]:
     try:
         if raw.is_dir():
             found = files_of_folder(raw)
-        elif tarfile.is_tarfile(raw):
-            found = files_of_tar(raw)
+        elif packed := tar_of(raw):
+            found = files_of_tar(packed)
         elif zipfile.is_zipfile(raw):
             found = files_of_zip(raw)
         else:
             siblings = [path for path in sorted(raw.parent.iterdir()) if split_of(path.name) == "dev" and path != raw]
             found = [(split_of(path.name) or "train", path.name, read_file(path)) for path in [raw, *siblings[:1]]]
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError) as error:
+    except UNREADABLE as error:
         fail(f"{raw} cannot be read: {error}")
     sources: dict[str, tuple[str, bytes]] = {}
     for split, name, data in found:
+        name = printable(name)
         if split in sources:
             fail(f"{raw} holds two {split} files, {sources[split][0]} and {name}; leave one")
         sources[split] = (name, data)
@@ -98,66 +111,75 @@ def files_of_folder(folder: Path) -> list[tuple[str, str, bytes]]:
     return []
 
 
-def files_of_tar(archive: Path) -> list[tuple[str, str, bytes]]:
-    """The split files in a tar archive, compressed or not; links and devices are passed over."""
-    with tarfile.open(archive) as tar:
-        members = (member for member in tar if member.isfile() and split_of(member.name))
-        return [
-            (split_of(member.name), member.name, bounded(tar.extractfile(member), member.name)) for member in members
-        ]
+def tar_of(path: Path) -> bytes:
+    """The tar archive that a file is, unpacked, or nothing; unpacked first, for a header in it can be of any size."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    unpack = next((unpack for magic, unpack in UNPACKERS.items() if start.startswith(magic)), None)
+    if not unpack:
+        try:
+            tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+        except tarfile.TarError:
+            return b""
+    with unpack(path) if unpack else path.open("rb") as file:
+        return read_bounded(file, str(path), b"")
+
+
+def files_of_tar(packed: bytes) -> list[tuple[str, str, bytes]]:
+    """The split files in a tar archive; links and devices are passed over."""
+    found = []
+    with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar:
+        for count, member in enumerate(tar):
+            # A negative size would lead back to the same member for ever.
+            if count == MOST_MEMBERS or member.size < 0:
+                raise tarfile.TarError(f"more than {MOST_MEMBERS:,} members" if member.size >= 0 else "bad header")
+            if member.isfile() and split_of(member.name):
+                found.append((split_of(member.name), member.name, read_bounded(tar.extractfile(member), member.name)))
+    return found
 
 
 def files_of_zip(archive: Path) -> list[tuple[str, str, bytes]]:
     """The split files in a zip archive."""
     with zipfile.ZipFile(archive) as zipped:
         names = [name for name in zipped.namelist() if split_of(name)]
-        return [(split_of(name), name, bounded(zipped.open(name), name)) for name in names]
+        return [(split_of(name), name, read_bounded(zipped.open(name), name)) for name in names]
 
 
 def read_file(path: Path) -> bytes:
     """All of a file on disk, within bounds."""
     with path.open("rb") as file:
-        return bounded(file, str(path))
+        return read_bounded(file, str(path))
 
 
-def bounded(file: IO[bytes], name: str) -> bytes:
-    """All of an open file, unless it holds, or unpacks to, more than AdGen could."""
-    data = file.read(LARGEST_FILE + 1)
-    if len(data) > LARGEST_FILE:
-        fail(f"{name} holds more than {LARGEST_FILE // 2**20} MiB: that is not AdGen")
-    return data
-
-
-def decode_lines(data: bytes) -> Iterator[str | bytes]:
+def decode_lines(data: bytes) -> list[str | bytes]:
     """The lines as text: in UTF-8 or GB18030 if one fits all, else each line in the one that fits it, else as bytes."""
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    # Line by line even where one fits all: in a text as a whole, one rare character quadruples the memory of all.
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for encoding in ("utf-8", "gb18030"):
-        try:
-            yield from data.decode(encoding).split("\n")
-            return
-        except UnicodeDecodeError:
-            continue
-    for line in data.split(b"\n"):
-        for encoding in ("utf-8", "gb18030"):
-            try:
-                yield line.decode(encoding)
-                break
-            except UnicodeDecodeError:
-                continue
-        else:
-            yield line
+        with suppress(UnicodeDecodeError):
+            return [line.decode(encoding) for line in lines]
+    return [decode_line(line) for line in lines]
+
+
+def decode_line(line: bytes) -> str | bytes:
+    """A line in UTF-8, in GB18030, or as it is."""
+    for encoding in ("utf-8", "gb18030"):
+        with suppress(UnicodeDecodeError):
+            return line.decode(encoding)
+    return line
 
 
 def read_rows(name: str, data: bytes) -> Iterator[Row]:
     """The rows of a JSON lines file or of a JSON array; blank lines are no rows."""
-    lines = list(decode_lines(data))
+    lines = decode_lines(data)
     if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" and all(isinstance(line, str) for line in lines):
         try:
             values = json.loads("\n".join(lines))
+            texts = [json.dumps(value, ensure_ascii=False) for value in values]
         except (ValueError, RecursionError) as error:
             fail(f"{name} starts as a JSON array but is none ({error}); is it cut off?")
-        for number, value in enumerate(values, 1):
-            yield read_value(Row(name, number, json.dumps(value, ensure_ascii=False)), value)
+        for number, (text, value) in enumerate(zip(texts, values, strict=True), 1):
+            yield read_value(Row(name, number, text), value)
         return
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -165,6 +187,9 @@ def read_rows(name: str, data: bytes) -> Iterator[Row]:
         row = Row(name, number, line.removesuffix("\r") if isinstance(line, str) else line)
         if isinstance(line, bytes):
             yield row._replace(problem="neither UTF-8 nor GB18030")
+            continue
+        if len(line) > LONGEST_ROW:
+            yield row._replace(problem=TOO_LONG)
             continue
         try:
             value = json.loads(line)
@@ -176,6 +201,8 @@ def read_rows(name: str, data: bytes) -> Iterator[Row]:
 
 def read_value(row: Row, value: object) -> Row:
     """The row with attribute string and ad found under one of the known pairs of column names, or with its problem."""
+    if len(row.raw) > LONGEST_ROW:
+        return row._replace(problem=TOO_LONG)
     if not isinstance(value, dict):
         return row._replace(problem="not an object")
     for prompt, response in (("content", "summary"), ("prompt", "response"), ("instruction", "output")):
@@ -379,6 +406,25 @@ def left_out(result: Result) -> dict:
     return {"file": row.file, "line": row.line, "status": result.status, "reason": result.reason, **original}
 
 
+def write_files(folder: Path, splits: dict[str, list[Result]], lost: list[Result], card: dict) -> None:
+    """Writes the rows of each split, those left out, and the card, which it completes."""
+    # The card is written last: where it is missing, the files are not of one preparation.
+    (folder / "adgen_card.json").unlink(missing_ok=True)
+    for split, results in splits.items():
+        path = folder / f"adgen_{split}.jsonl"
+        if not results:
+            # A file of an earlier run would not belong to this one.
+            path.unlink(missing_ok=True)
+            continue
+        values = ({"instruction": result.instruction, "output": result.output} for result in results)
+        card["output"][path.name] = {"sha256": write_lines(path, values)} | describe(results)
+    name = "adgen_rejected.jsonl"
+    card["output"][name] = {"sha256": write_lines(folder / name, map(left_out, lost)), "rows": len(lost)}
+    with whole_file(folder / "adgen_card.json") as file:
+        json.dump(card, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+
+
 def show(card: dict) -> None:
     """Prints what became of the rows."""
     for split, counts in card["input"].items():
@@ -430,7 +476,7 @@ def main() -> None:
         fail(f"no training row of {files['train'][0]} is left: {account(judged)['dropped_because']}")
 
     card: dict = {
-        "source": str(policy.raw.name if policy.raw else files["train"][0]),
+        "source": printable(policy.raw.name) if policy.raw else files["train"][0],
         "policy": {"unk": policy.unk, "duplicates": policy.duplicates, "plain": policy.plain, "dev products": "drop"},
         "input": {},
         "output": {},
@@ -438,22 +484,11 @@ def main() -> None:
     for split, results in (("train", judged), ("dev", dev)):
         if split in files:
             card["input"][split] = {"file": files[split][0], "sha256": files[split][1], **account(results)}
-    # The card is written last: where it is missing, the files are not of one preparation.
-    (policy.out / "adgen_card.json").unlink(missing_ok=True)
-    for split, results in (("train", train), ("val", val), ("dev", usable_dev)):
-        name = f"adgen_{split}.jsonl"
-        if not results:
-            # A file of an earlier run would not belong to this one.
-            (policy.out / name).unlink(missing_ok=True)
-            continue
-        values = ({"instruction": result.instruction, "output": result.output} for result in results)
-        card["output"][name] = {"sha256": write_lines(policy.out / name, values)} | describe(results)
     lost = [result for result in judged + dev if result.status in ("dropped", "rejected")]
-    name = "adgen_rejected.jsonl"
-    card["output"][name] = {"sha256": write_lines(policy.out / name, map(left_out, lost)), "rows": len(lost)}
-    with whole_file(policy.out / "adgen_card.json") as file:
-        json.dump(card, file, ensure_ascii=False, indent=2)
-        file.write("\n")
+    try:
+        write_files(policy.out, {"train": train, "val": val, "dev": usable_dev}, lost, card)
+    except OSError as error:
+        fail(f"{policy.out} cannot be written to: {error.strerror or error}")
     show(card)
     if "dev" not in files:
         print("There are no dev rows: `make train` works, `make eval` needs a dev.json beside the training file.")

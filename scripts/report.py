@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pictures
 import tables
-from adgen import fail, installed_versions, parse_attributes, read_json_lines, whole_file
+from adgen import fail, installed_versions, parse_attributes, printable, read_json_lines, whole_file
 from prepare_data import read_file, read_rows
 
 TEMPLATE = "这款{kind}，{values}的设计，让你穿着舒适，更显时尚。"
@@ -26,6 +26,9 @@ MODEL_FREE = ("reference", "nearest", "template", "random")
 # The decoding that stands beside the scores; of these keys a recipe or an override may hold some.
 DECODING = ("do_sample", "num_beams", "temperature", "top_p", "top_k", "repetition_penalty", "length_penalty")
 DECODING += ("no_repeat_ngram_size", "max_length", "max_new_tokens")
+# ROUGE-L keeps 150 bytes for each pair of words of two ads; every attribute key gets scores and resamples of its own.
+MOST_PAIRS = 10**7
+MOST_KEYS = 1000
 LIBRARIES = ("jieba", "rouge-chinese", "nltk", "sacrebleu", "numpy", "llamafactory", "transformers", "torch")
 # Outputs with a sign of ill health → the share of rows from which it counts, and what it says.
 SIGNS = {
@@ -58,8 +61,13 @@ def read_data(path: Path) -> Rows:
     for row in rows:
         if row.problem:
             fail(f"{path}, line {row.line}: {row.problem}; an AdGen-format file has instruction and output as text")
-    if not any(parse_attributes(row.content) for row in rows):
+        if len(row.summary) ** 2 > MOST_PAIRS:
+            fail(f"{path}, line {row.line}: its ad has {len(row.summary):,} characters: too many to be scored")
+    keys = {key for row in rows for key, _ in parse_attributes(row.content)}
+    if not keys:
         fail(f"{path} holds no attributes such as 类型#裙*颜色#白色: not an AdGen-format file")
+    if len(keys) > MOST_KEYS:
+        fail(f"{path} has {len(keys):,} attribute keys, such as {min(keys)}; {MOST_KEYS:,} at most are scored")
     return Rows([row.content for row in rows], [row.summary for row in rows])
 
 
@@ -75,7 +83,9 @@ def is_label_of(label: str, reference: str) -> bool:
     label, reference = plain(label), plain(reference)
     if not label or reference.startswith(label):
         return bool(label) or not reference
-    return SequenceMatcher(None, label, reference, autojunk=False).ratio() > 0.8
+    matcher = SequenceMatcher(None, label, reference, autojunk=False)
+    # The quick ones are upper bounds; the last takes the product of both lengths.
+    return all(ratio() > 0.8 for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio))
 
 
 class Predictions(NamedTuple):
@@ -92,6 +102,7 @@ def read_predictions(path: Path, data: Rows, data_path: Path) -> Predictions:
     rows = read_json_lines(path)
     if not rows:
         fail(f"{path} is empty: was the prediction run cut off?")
+    longest = MOST_PAIRS // max(map(len, data.references))
     texts, labels, unchecked = [], [], 0
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("predict"), str):
@@ -108,9 +119,10 @@ def read_predictions(path: Path, data: Rows, data_path: Path) -> Predictions:
             fail(
                 f"{path}, row {number}: its {part} is not that of row {number} of {data_path}; predict these rows anew"
             )
-        # A lone surrogate, which JSON can hold, is no character.
-        texts.append(row["predict"].encode("utf-8", "replace").decode())
-        labels.append(label.encode("utf-8", "replace").decode())
+        if len(row["predict"]) > longest:
+            fail(f"{path}, row {number}: its ad has {len(row['predict']):,} characters; at most {longest:,} are scored")
+        texts.append(printable(row["predict"]))
+        labels.append(printable(label))
     return Predictions(texts, labels, unchecked)
 
 
@@ -312,7 +324,7 @@ def read_decoding(words: list[str]) -> dict:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         settings |= {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in words[1:])}
-    except (OSError, UnicodeDecodeError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as error:
         fail(f"{path} cannot be read as a recipe: {' '.join(str(error).split())}")
     return {key: settings[key] for key in DECODING if key in settings}
 
@@ -324,6 +336,8 @@ def parse_systems(words: Iterable[str]) -> dict[str, Path]:
         name, mark, path = word.partition("=")
         if not mark or "/" in name:
             name, path = Path(word).resolve().parent.name, word
+        # It stands in tables and pictures.
+        name = "".join(filter(str.isprintable, printable(name)))
         if name in MODEL_FREE or not name:
             fail(f'"{name}" cannot be the name of a system; name it otherwise, as in tuned={path}')
         if name in systems:
@@ -334,7 +348,11 @@ def parse_systems(words: Iterable[str]) -> dict[str, Path]:
 
 def describe(path: Path, rows: Rows) -> dict:
     """A file as it stands in eval_results.json."""
-    return {"file": path.name, "rows": len(rows.contents), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {
+        "file": printable(path.name),
+        "rows": len(rows.contents),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
 
 
 def write_results(
@@ -354,7 +372,7 @@ def write_results(
         with whole_file(folder / "examples.md") as file:
             file.write(tables.format_examples(texts, data.contents, data.references, values))
         with whole_file(folder / "eval_results.json") as file:
-            text = json.dumps(results, ensure_ascii=False, indent=1)
+            text = json.dumps(results, ensure_ascii=False, indent=1, default=str)
             # An interval on one line.
             file.write(re.sub(r"\[\s+([-\d.e]+),\s+([-\d.e]+)\s+\]", r"[\1, \2]", text) + "\n")
     except OSError as error:
