@@ -4,6 +4,12 @@ MODEL  ?= llama3_8b
 METHOD ?= qlora
 ARGS   ?=
 
+# `make train`: cards of this machine, and how they share the work: ddp, zero2, zero3 or fsdp. Several machines: torchrun's
+# NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT; restarts after a crash: RDZV_ID, MAX_RESTARTS; Ray instead: USE_RAY=1.
+GPUS     ?= 1
+NNODES   ?= 1
+STRATEGY ?=
+
 # The environment: .venv, made from requirements.lock, or the bin folder of one of your own (conda, container).
 BIN ?= .venv/bin
 PY  := $(BIN)/python
@@ -61,6 +67,27 @@ TUNED     := $(if $(FULL),model_name_or_path=$(TRAINED) adapter_name_or_path=nul
 EXPORT    := model_name_or_path=$(call key,export_dir,export) adapter_name_or_path=null
 SERVED    := $(if $(filter 1,$(EXPORTED)),$(EXPORT),$(TUNED))
 
+# More than one card: the global batch stays the recipe's, accumulation is divided. One card is one, though there be more.
+SHARED_      :=
+SHARED_ddp   :=
+SHARED_zero2 := deepspeed=configs/distributed/zero2.json
+SHARED_zero3 := deepspeed=configs/distributed/zero3.json
+SHARED_fsdp  := fsdp=[full_shard,auto_wrap] fsdp_config=configs/distributed/fsdp.json
+ifeq ($(origin SHARED_$(STRATEGY)),undefined)
+$(error there is no strategy "$(STRATEGY)"; STRATEGY is one of: ddp zero2 zero3 fsdp)
+endif
+CARDS      := $(shell echo $$(($(GPUS) * $(NNODES))))
+ACCUMULATE := $(or $(call key,gradient_accumulation_steps,sft_$(METHOD)),1)
+EACH       := $(shell echo $$((($(ACCUMULATE) + $(CARDS) - 1) / $(CARDS))))
+FIRST_CARD := CUDA_VISIBLE_DEVICES=$(if $(filter undefined,$(origin CUDA_VISIBLE_DEVICES)),0,$$(cut -d, -f1 <<< "$$CUDA_VISIBLE_DEVICES"))
+# LLaMA-Factory calls torchrun by its name.
+TORCHRUN   := PATH="$(abspath $(BIN)):$$PATH" FORCE_TORCHRUN=1 NNODES=$(NNODES)
+SHARED     := $(filter-out 1,$(CARDS))$(STRATEGY)
+LAUNCH     := $(if $(filter 1 true,$(USE_RAY)),,$(if $(SHARED),$(TORCHRUN) NPROC_PER_NODE=$(GPUS),$(FIRST_CARD)))
+SHARE_ON   := $(if $(SHARED),gradient_accumulation_steps=$(EACH) $(SHARED_$(STRATEGY))) $(if $(filter 1 true,$(USE_RAY)),ray_num_workers=$(CARDS))
+# To predict, one process writes all rows; it sees all of the GPUS, for models that are spread over them.
+PREDICT    := $(if $(filter 1,$(GPUS)),$(FIRST_CARD),$(TORCHRUN) NPROC_PER_NODE=1) $(CLI)
+
 # Files that targets wait for.
 READY := $(if $(filter .venv/bin,$(BIN)),.venv/.ready)
 ROWS  := $(if $(filter adgen,$(DATA)),data/adgen_card.json)
@@ -108,18 +135,20 @@ data: $(READY) ## prepare AdGen from the hub (USE_MODELSCOPE_HUB=1: ModelScope) 
 data/adgen_card.json data/adgen_train.jsonl: | $(READY)
 	@$(PY) scripts/prepare_data.py $(RAW)
 
-train: $(READY) $(ROWS) $(STAND_IN) ## fine-tune (FRESH=1 sets a finished run aside first)
+train: $(READY) $(ROWS) $(STAND_IN) ## fine-tune (FRESH=1 sets a finished run aside first; GPUS=<n> STRATEGY=<ddp, zero2, zero3, fsdp>)
 	@$(if $(filter 1,$(FRESH)),test ! -e $(TRAINED) || mv -v $(TRAINED) $(TRAINED).$$(date +%Y%m%d-%H%M%S))
-	@$(PY) scripts/doctor.py train $(SFT) $(TRAIN_ON) $(ARGS)
-	@$(CLI) train $(SFT) $(TRAIN_ON) $(ARGS)
+	@$(PY) scripts/doctor.py train $(SFT) $(TRAIN_ON) $(SHARE_ON) $(ARGS)
+	@test $$(($(EACH) * $(CARDS))) = $(ACCUMULATE) || test -z "$(SHARED)" || echo "note: $(CARDS) cards do not divide the recipe's" \
+	"gradient_accumulation_steps: $(ACCUMULATE); a step takes $$(($(EACH) * $(CARDS))) batches instead of $(ACCUMULATE)"
+	@$(LAUNCH) $(CLI) train $(SFT) $(TRAIN_ON) $(SHARE_ON) $(ARGS)
 
 eval: $(READY) $(ROWS) $(STAND_IN) ## score the untuned and the tuned model on the dev rows
 	@$(PY) scripts/doctor.py train $(CONFIG)/predict.yaml $(PREDICT_ON) $(TUNED) $(ARGS)
 	@inputs="$$(cat $(CONFIG)/predict_base.yaml $(DEV) $(wildcard $(STAND_IN)) | cksum) $(PREDICT_ON) $(ARGS)"; \
 	if [ "$$inputs" != "$$(cat $(BASE_PREDICTIONS)/inputs.txt 2>/dev/null)" ]; then \
-	$(CLI) train $(CONFIG)/predict_base.yaml $(PREDICT_ON) output_dir=$(BASE_PREDICTIONS) $(ARGS); \
+	$(PREDICT) train $(CONFIG)/predict_base.yaml $(PREDICT_ON) output_dir=$(BASE_PREDICTIONS) $(ARGS); \
 	echo "$$inputs" > $(BASE_PREDICTIONS)/inputs.txt; fi
-	@$(CLI) train $(CONFIG)/predict.yaml $(PREDICT_ON) $(TUNED) output_dir=$(PREDICTIONS) $(ARGS)
+	@$(PREDICT) train $(CONFIG)/predict.yaml $(PREDICT_ON) $(TUNED) output_dir=$(PREDICTIONS) $(ARGS)
 	@$(PY) scripts/report.py base=$(BASE_PREDICTIONS)/generated_predictions.jsonl tuned=$(PREDICTIONS)/generated_predictions.jsonl \
 	--data $(DEV) --train $(TRAIN) --decoding $(CONFIG)/predict.yaml --trainer-log $(TRAINED)/trainer_log.jsonl --out $(RESULTS)
 

@@ -22,11 +22,12 @@ ORDER = {
         "model_name_or_path",
         "adapter_name_or_path",
         "quantization_bit",
+        "quantization_device_map",
         "enable_liger_kernel",
         "disable_gradient_checkpointing",
     ],
     "method": ["stage", "do_train", "do_predict", "finetuning_type", "lora_rank", "lora_alpha", "lora_target"],
-    "data": ["dataset", "eval_dataset", "default_system", "cutoff_len", "neat_packing"],
+    "data": ["dataset", "eval_dataset", "default_system", "enable_thinking", "cutoff_len", "neat_packing"],
     "training": [
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
