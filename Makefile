@@ -76,15 +76,21 @@ SHARED_fsdp  := fsdp=[full_shard,auto_wrap] fsdp_config=configs/distributed/fsdp
 ifeq ($(origin SHARED_$(STRATEGY)),undefined)
 $(error there is no strategy "$(STRATEGY)"; STRATEGY is one of: ddp zero2 zero3 fsdp)
 endif
-CARDS      := $(shell echo $$(($(GPUS) * $(NNODES))))
+CARDS      := $(shell [[ "$(GPUS) $(NNODES)" =~ ^[1-9][0-9]*\ [1-9][0-9]*$$ ]] && echo $$(($(GPUS) * $(NNODES))))
+ifeq ($(CARDS),)
+$(error GPUS="$(GPUS)" NNODES="$(NNODES)": each is a whole number, at least 1)
+endif
 ACCUMULATE := $(or $(call key,gradient_accumulation_steps,sft_$(METHOD)),1)
 EACH       := $(shell echo $$((($(ACCUMULATE) + $(CARDS) - 1) / $(CARDS))))
 FIRST_CARD := CUDA_VISIBLE_DEVICES=$(if $(filter undefined,$(origin CUDA_VISIBLE_DEVICES)),0,$$(cut -d, -f1 <<< "$$CUDA_VISIBLE_DEVICES"))
-# LLaMA-Factory calls torchrun by its name.
-TORCHRUN   := PATH="$(abspath $(BIN)):$$PATH" FORCE_TORCHRUN=1 NNODES=$(NNODES)
+# LLaMA-Factory calls torchrun by its name. Restarted workers would be told the addresses of those that died (pytorch#135712).
+TORCHRUN   := PATH="$(abspath $(BIN)):$$PATH" FORCE_TORCHRUN=1 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 NNODES=$(NNODES)
 SHARED     := $(filter-out 1,$(CARDS))$(STRATEGY)
 LAUNCH     := $(if $(filter 1 true,$(USE_RAY)),,$(if $(SHARED),$(TORCHRUN) NPROC_PER_NODE=$(GPUS),$(FIRST_CARD)))
 SHARE_ON   := $(if $(SHARED),gradient_accumulation_steps=$(EACH) $(SHARED_$(STRATEGY))) $(if $(filter 1 true,$(USE_RAY)),ray_num_workers=$(CARDS))
+# A machine without a GPU runs as many processes as it is told to, for recipes that need none.
+ENOUGH     := cards=$$({ if [ -v CUDA_VISIBLE_DEVICES ]; then tr , '\n' <<< "$$CUDA_VISIBLE_DEVICES"; else nvidia-smi -L; fi; } 2> /dev/null | grep -c '^[^-]' || true); \
+[ $$cards = 0 ] || [ $(GPUS) -le $$cards ] || { echo "error: GPUS=$(GPUS), and this machine shows $$cards (nvidia-smi -L, CUDA_VISIBLE_DEVICES)" >&2; exit 1; }
 # To predict, one process writes all rows; it sees all of the GPUS, for models that are spread over them.
 PREDICT    := $(if $(filter 1,$(GPUS)),$(FIRST_CARD),$(TORCHRUN) NPROC_PER_NODE=1) $(CLI)
 
@@ -137,6 +143,7 @@ data/adgen_card.json data/adgen_train.jsonl: | $(READY)
 
 train: $(READY) $(ROWS) $(STAND_IN) ## fine-tune (FRESH=1 sets a finished run aside first; GPUS=<n> STRATEGY=<ddp, zero2, zero3, fsdp>)
 	@$(if $(filter 1,$(FRESH)),test ! -e $(TRAINED) || mv -v $(TRAINED) $(TRAINED).$$(date +%Y%m%d-%H%M%S))
+	@$(if $(filter 1,$(GPUS)),,$(ENOUGH))
 	@$(PY) scripts/doctor.py train $(SFT) $(TRAIN_ON) $(SHARE_ON) $(ARGS)
 	@test $$(($(EACH) * $(CARDS))) = $(ACCUMULATE) || test -z "$(SHARED)" || echo "note: $(CARDS) cards do not divide the recipe's" \
 	"gradient_accumulation_steps: $(ACCUMULATE); a step takes $$(($(EACH) * $(CARDS))) batches instead of $(ACCUMULATE)"
