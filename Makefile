@@ -82,12 +82,16 @@ $(error GPUS="$(GPUS)" NNODES="$(NNODES)": each is a whole number, at least 1)
 endif
 ACCUMULATE := $(or $(call key,gradient_accumulation_steps,sft_$(METHOD)),1)
 EACH       := $(shell echo $$((($(ACCUMULATE) + $(CARDS) - 1) / $(CARDS))))
+ifneq ($(NNODES),1)
+$(foreach name,$(if $(RDZV_ID),,NODE_RANK) MASTER_ADDR MASTER_PORT,$(if $($(name)),,$(error NNODES=$(NNODES) needs $(name), too)))
+endif
+RAY        := $(filter 1 true,$(USE_RAY))
 FIRST_CARD := CUDA_VISIBLE_DEVICES=$(if $(filter undefined,$(origin CUDA_VISIBLE_DEVICES)),0,$$(cut -d, -f1 <<< "$$CUDA_VISIBLE_DEVICES"))
 # LLaMA-Factory calls torchrun by its name. Restarted workers would be told the addresses of those that died (pytorch#135712).
 TORCHRUN   := PATH="$(abspath $(BIN)):$$PATH" FORCE_TORCHRUN=1 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 NNODES=$(NNODES)
 SHARED     := $(filter-out 1,$(CARDS))$(STRATEGY)
-LAUNCH     := $(if $(filter 1 true,$(USE_RAY)),,$(if $(SHARED),$(TORCHRUN) NPROC_PER_NODE=$(GPUS),$(FIRST_CARD)))
-SHARE_ON   := $(if $(SHARED),gradient_accumulation_steps=$(EACH) $(SHARED_$(STRATEGY))) $(if $(filter 1 true,$(USE_RAY)),ray_num_workers=$(CARDS))
+LAUNCH     := $(if $(RAY),,$(if $(SHARED),$(TORCHRUN) NPROC_PER_NODE=$(GPUS),$(FIRST_CARD)))
+SHARE_ON   := $(if $(SHARED),gradient_accumulation_steps=$(EACH) $(SHARED_$(STRATEGY))) $(if $(RAY),ray_num_workers=$(CARDS))
 # A machine without a GPU runs as many processes as it is told to, for recipes that need none.
 ENOUGH     := cards=$$({ if [ -v CUDA_VISIBLE_DEVICES ]; then tr , '\n' <<< "$$CUDA_VISIBLE_DEVICES"; else nvidia-smi -L; fi; } 2> /dev/null | grep -c '^[^-]' || true); \
 [ $$cards = 0 ] || [ $(GPUS) -le $$cards ] || { echo "error: GPUS=$(GPUS), and this machine shows $$cards (nvidia-smi -L, CUDA_VISIBLE_DEVICES)" >&2; exit 1; }
@@ -144,6 +148,7 @@ data/adgen_card.json data/adgen_train.jsonl: | $(READY)
 train: $(READY) $(ROWS) $(STAND_IN) ## fine-tune (FRESH=1 sets a finished run aside first; GPUS=<n> STRATEGY=<ddp, zero2, zero3, fsdp>)
 	@$(if $(filter 1,$(FRESH)),test ! -e $(TRAINED) || mv -v $(TRAINED) $(TRAINED).$$(date +%Y%m%d-%H%M%S))
 	@$(if $(filter 1,$(GPUS)),,$(ENOUGH))
+	@$(if $(RAY),nvidia-smi -L > /dev/null 2>&1 || { echo "error: USE_RAY=1 needs a GPU; LLaMA-Factory would wait for ever" >&2; exit 1; })
 	@$(PY) scripts/doctor.py train $(SFT) $(TRAIN_ON) $(SHARE_ON) $(ARGS)
 	@test $$(($(EACH) * $(CARDS))) = $(ACCUMULATE) || test -z "$(SHARED)" || echo "note: $(CARDS) cards do not divide the recipe's" \
 	"gradient_accumulation_steps: $(ACCUMULATE); a step takes $$(($(EACH) * $(CARDS))) batches instead of $(ACCUMULATE)"

@@ -3,8 +3,8 @@
   <!-- results:begin NAME -->
   <!-- results:end -->
 
-NAME is a folder under results/ with an eval_results.json, `published` for results/published.json, or `bench` for what
-`make bench` wrote to results/bench.
+NAME is a folder under results/ with an eval_results.json, `published` for results/published.json, `bench` for what
+`make bench` wrote to results/bench, or `computed_scale` for what scripts/sizing.py computed.
 """
 
 import argparse
@@ -35,6 +35,9 @@ WORDS = {
         "computed": "{gpu}, computed: rows/s",
         "bench": "{gpu}, {memory_gib:.0f} GiB, driver {driver}; bf16 matrix products of {size}: {tflops:.3g} TFLOP/s.",
         "failed": "failed",
+        "strategy": "strategy; on {cards} cards",
+        "scale": "Computed, not measured: {gpu}, {memory_gib:.0f} GiB, {tflops:.0f} TFLOP/s, {wire_gb_per_s:.0f} GB/s.",
+        "check": "`{recipe}`, 1 card, no eval: {computed_gib:.1f} GiB; measured {measured_gib:.1f} ({error:+.0%}).",
     },
     "zh": {
         "system": "系统",
@@ -64,6 +67,13 @@ WORDS = {
         "computed": "{gpu} 推算值：行/秒",
         "bench": "{gpu}，{memory_gib:.0f} GiB，驱动 {driver}；{size} 阶 bf16 矩阵乘：{tflops:.3g} TFLOP/s。",
         "failed": "失败",
+        "model": "模型",
+        "strategy": "策略；卡数 {cards}",
+        "GiB a card": "每卡 GiB",
+        "GB sent a step": "每步每卡发送 GB",
+        "scales to": "可扩展到",
+        "scale": "推算值，非实测：{gpu}，{memory_gib:.0f} GiB，{tflops:.0f} TFLOP/s，卡间 {wire_gb_per_s:.0f} GB/s。",
+        "check": "`{recipe}` 单卡，不含评测：推算 {computed_gib:.1f} GiB，实测 {measured_gib:.1f}（{error:+.0%}）。",
     },
 }
 
@@ -304,11 +314,30 @@ def readme_bench(language: str) -> str:
     return "\n".join(texts) or fail(f"{RESULTS / 'bench'} holds no measurements; `make bench` writes them")
 
 
+def readme_scale(language: str) -> str:
+    """The computed figures as a Markdown table; cells hold a figure for each number of cards."""
+    words, results = WORDS[language], read_json(RESULTS / "computed_scale.json")
+    cards = " / ".join(map(str, results["entries"][0]["cards"]))
+    heads = ["model", "strategy", "GiB a card", "GB sent a step", "rows/s", "scales to"]
+    lines = [[words.get(head, head).format(cards=cards) for head in heads]]
+    for entry in results["entries"]:
+        row = [entry["model"], f"{entry['strategy']}, {Path(entry['recipe']).stem}"]
+        for key in ("memory_gib", "wire_gb_per_step", "rows_per_s"):
+            row.append(
+                " / ".join(
+                    "–" if value is None else f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in entry[key]
+                )
+            )
+        lines.append([*row, str(entry["scales_to"])])
+    checks = "".join("\n" + words["check"].format(**row) + "\n" for row in results["check"])
+    return words["scale"].format(**results["card"]) + "\n\n" + markdown(lines) + checks
+
+
 def rewrite(text: str, language: str) -> str:
     """A README's text with the tables between its marks as results/ has them now."""
 
     def table(match: re.Match) -> str:
-        special = {"published": readme_published, "bench": readme_bench}
+        special = {"published": readme_published, "bench": readme_bench, "computed_scale": readme_scale}
         name = match[2]
         return match[1] + (special[name](language) if name in special else readme_results(name, language)) + match[3]
 

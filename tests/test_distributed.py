@@ -3,12 +3,16 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import psutil
 import pytest
+import sizing
+import tables
 import yaml
 from adgen import ROOT, read_json_lines
 from conftest import BIN
@@ -56,27 +60,33 @@ def kill_worker(launcher, folder):
     return None
 
 
-def test_two_processes_train_like_one_and_survive_the_kill_of_a_worker(make, demo, tmp_path):
-    folder = demo[0]
-    alone = make(folder, *words(tmp_path / "one"))
-    assert alone.returncode == 0, alone.stderr[-2000:]
+@pytest.fixture(scope="module")
+def alone(make, demo, tmp_path_factory):
+    """The losses of one process."""
+    output = tmp_path_factory.mktemp("alone") / "one"
+    result = make(demo[0], *words(output))
+    assert result.returncode == 0, result.stderr[-2000:]
+    return read_losses(output)
+
+
+def test_two_processes_train_like_one_and_survive_the_kill_of_a_worker(demo, alone, tmp_path):
     # One row each instead of two: the same rows in every step.
     together = words(tmp_path / "two", "per_device_train_batch_size=1")
     command = ["make", f"BIN={BIN}", "GPUS=2", "RDZV_ID=test", "MAX_RESTARTS=1", *together]
     with (tmp_path / "log").open("w") as log:
-        launcher = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        launcher = subprocess.Popen(command, cwd=demo[0], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         killed = kill_worker(launcher, tmp_path / "two")
         code = launcher.wait(timeout=300)
     text = (tmp_path / "log").read_text()
     assert killed and code == 0, text[-3000:]
     state = json.loads((tmp_path / "two/trainer_state.json").read_text())
     assert state["global_step"] == STEPS
-    one, two = read_losses(tmp_path / "one"), read_losses(tmp_path / "two")
-    assert list(one) == list(two) == list(range(1, STEPS + 1))
+    two = read_losses(tmp_path / "two")
+    assert list(alone) == list(two) == list(range(1, STEPS + 1))
     # Steps after the checkpoint were done twice, and no step before it.
     assert [len(two[step]) for step in (8, 9, killed, STEPS)] == [1, 2, 2, 1]
-    for step in one:
-        assert two[step] == pytest.approx(one[step] * len(two[step]), abs=TOLERANCE)
+    for step in alone:
+        assert two[step] == pytest.approx(alone[step] * len(two[step]), abs=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +96,7 @@ def test_two_processes_train_like_one_and_survive_the_kill_of_a_worker(make, dem
         ("GPUS=0", 'GPUS="0"'),
         ("GPUS=abc", 'GPUS="abc"'),
         ("NNODES=-1", 'NNODES="-1"'),
+        ("NNODES=2", "needs NODE_RANK"),
         ("GPUS=3", "GPUS=3, and this machine shows 2"),
     ],
 )
@@ -96,7 +107,8 @@ def test_a_wrong_wish_ends_in_one_line(make, clone, word, said):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_step_takes_the_same_rows_on_any_number_of_cards(make, clone, strategy):
     for cards, nodes, each in ((1, 1, 4), (2, 1, 2), (2, 2, 1), (3, 1, 2), (8, 1, 1)):
-        plan = make(clone, "-n", "train", f"GPUS={cards}", f"NNODES={nodes}", f"STRATEGY={strategy}", "ROWS=").stdout
+        where = f"GPUS={cards} NNODES={nodes} NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500".split()
+        plan = make(clone, "-n", "train", *where, f"STRATEGY={strategy}", "ROWS=").stdout
         command = [line for line in plan.split("\n") if "llamafactory-cli train" in line][-1]
         assert f"FORCE_TORCHRUN=1 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 NNODES={nodes} " in command
         assert f"NPROC_PER_NODE={cards} " in command
@@ -116,6 +128,25 @@ def test_deepspeed_keeps_the_schedule_of_every_recipe(name):
     assert settings["zero_optimization"]["stage"] == int(name[-1])
 
 
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
+def test_ray_without_a_gpu_is_refused(make, clone):
+    assert "USE_RAY=1 needs a GPU" in one_error(make(clone, "train", "MODEL=tiny", "STAND_IN=", "ROWS=", "USE_RAY=1"))
+
+
+def test_two_machines_train_like_one(demo, alone, tmp_path):
+    """Two network namespaces: the launch, the addresses and the ranks are those of two machines."""
+    own = words(tmp_path / "two", "per_device_train_batch_size=1")[-1]
+    command = [ROOT / "tests/two_nodes.sh", demo[0], f"BIN={BIN}", own]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    if result.returncode == 77:
+        pytest.skip(result.stdout.strip())
+    assert result.returncode == 0, result.stderr[-3000:]
+    losses = read_losses(tmp_path / "two")
+    assert list(losses) == list(alone)
+    for step in alone:
+        assert losses[step] == pytest.approx(alone[step], abs=TOLERANCE)
+
+
 def read_lock(name):
     """(package, marker) → version in a lock file; every package in it has a hash."""
     entries = re.split(r"\n(?=[a-z0-9])", re.sub(r"^ *#.*\n", "", (ROOT / name).read_text(), flags=re.MULTILINE))
@@ -132,3 +163,27 @@ def test_optional_lock_is_hashed_and_agrees_with_the_other():
     for name in {name for name, _ in lock} & {name for name, _ in optional}:
         assert {optional[key] for key in optional if key[0] == name} <= {lock[key] for key in lock if key[0] == name}
     assert not {"deepspeed", "ray"} & {name for name, _ in lock}
+
+
+def test_computed_figures_are_those_of_the_recipes():
+    results = tables.read_json(ROOT / "results/computed_scale.json")
+    bench = tables.read_json(ROOT / results["share_from"])
+    assert results["entries"] == sizing.compute(bench) and results["check"] == sizing.check(bench)
+    assert {row["recipe"].split("/")[-1] for row in results["check"]} == {"sft_qlora.yaml", "sft_lora.yaml"}
+    assert all(abs(row["error"]) < 0.05 for row in results["check"])
+
+
+def test_another_base_model_by_the_five_lines_of_the_readme(make, copy_project):
+    block = re.search(r"```sh\n(new=(\w+)\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines, new = block[1].splitlines(), block[2]
+    assert len(lines) == 5 and lines[-1] == "make train MODEL=$new"
+    folder = copy_project()
+    subprocess.run(["bash", "-euc", "\n".join(lines[:-1])], cwd=folder, check=True)
+    plan = make(folder, "-n", "train", f"MODEL={new}", "ROWS=").stdout
+    assert f"llamafactory-cli train configs/{new}/sft_qlora.yaml" in plan and "saves/Llama-3.1-8B-Instruct/lora" in plan
+    assert not any("Llama-3-8B" in path.read_text(encoding="utf-8") for path in (folder / "configs" / new).iterdir())
+    chosen = f"{new} or no_two_recipes or one_system_prompt"
+    check = [sys.executable, "-m", "pytest", "tests/test_recipes.py", "-k", chosen]
+    result = subprocess.run(check, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 40
