@@ -4,6 +4,12 @@ MODEL  ?= llama3_8b
 METHOD ?= qlora
 ARGS   ?=
 
+# `make train`: cards of this machine, and how they share the work: ddp, zero2, zero3 or fsdp. Several machines: torchrun's
+# NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT; restarts after a crash: RDZV_ID, MAX_RESTARTS; Ray instead: USE_RAY=1.
+GPUS     ?= 1
+NNODES   ?= 1
+STRATEGY ?=
+
 # The environment: .venv, made from requirements.lock, or the bin folder of one of your own (conda, container).
 BIN ?= .venv/bin
 PY  := $(BIN)/python
@@ -67,6 +73,37 @@ TUNED     := $(if $(FULL),model_name_or_path=$(TRAINED) adapter_name_or_path=nul
 EXPORT    := model_name_or_path=$(call key,export_dir,export) adapter_name_or_path=null
 SERVED    := $(if $(filter 1,$(EXPORTED)),$(EXPORT),$(TUNED))
 
+# More than one card: the global batch stays the recipe's, accumulation is divided. One card is one, though there be more.
+SHARED_      :=
+SHARED_ddp   :=
+SHARED_zero2 := deepspeed=configs/distributed/zero2.json
+SHARED_zero3 := deepspeed=configs/distributed/zero3.json
+SHARED_fsdp  := fsdp=[full_shard,auto_wrap] fsdp_config=configs/distributed/fsdp.json
+ifeq ($(origin SHARED_$(STRATEGY)),undefined)
+$(error there is no strategy "$(STRATEGY)"; STRATEGY is one of: ddp zero2 zero3 fsdp)
+endif
+CARDS      := $(shell [[ "$(GPUS) $(NNODES)" =~ ^[1-9][0-9]*\ [1-9][0-9]*$$ ]] && echo $$(($(GPUS) * $(NNODES))))
+ifeq ($(CARDS),)
+$(error GPUS="$(GPUS)" NNODES="$(NNODES)": each is a whole number, at least 1)
+endif
+ACCUMULATE := $(or $(call key,gradient_accumulation_steps,sft_$(METHOD)),1)
+EACH       := $(shell echo $$((($(ACCUMULATE) + $(CARDS) - 1) / $(CARDS))))
+ifneq ($(NNODES),1)
+$(foreach name,$(if $(RDZV_ID),,NODE_RANK) MASTER_ADDR MASTER_PORT,$(if $($(name)),,$(error NNODES=$(NNODES) needs $(name), too)))
+endif
+RAY        := $(filter 1 true,$(USE_RAY))
+FIRST_CARD := CUDA_VISIBLE_DEVICES=$(if $(filter undefined,$(origin CUDA_VISIBLE_DEVICES)),0,$$(cut -d, -f1 <<< "$$CUDA_VISIBLE_DEVICES"))
+# LLaMA-Factory calls torchrun by its name. Restarted workers would be told the addresses of those that died (pytorch#135712).
+TORCHRUN   := PATH="$(abspath $(BIN)):$$PATH" FORCE_TORCHRUN=1 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 NNODES=$(NNODES)
+SHARED     := $(filter-out 1,$(CARDS))$(STRATEGY)
+LAUNCH     := $(if $(RAY),,$(if $(SHARED),$(TORCHRUN) NPROC_PER_NODE=$(GPUS),$(FIRST_CARD)))
+SHARE_ON   := $(if $(SHARED),gradient_accumulation_steps=$(EACH) $(SHARED_$(STRATEGY))) $(if $(RAY),ray_num_workers=$(CARDS))
+# A machine without a GPU runs as many processes as it is told to, for recipes that need none.
+ENOUGH     := cards=$$({ if [ -v CUDA_VISIBLE_DEVICES ]; then tr , '\n' <<< "$$CUDA_VISIBLE_DEVICES"; else nvidia-smi -L; fi; } 2> /dev/null | grep -c '^[^-]' || true); \
+[ $$cards = 0 ] || [ $(GPUS) -le $$cards ] || { echo "error: GPUS=$(GPUS), and this machine shows $$cards (nvidia-smi -L, CUDA_VISIBLE_DEVICES)" >&2; exit 1; }
+# To predict, one process writes all rows; it sees all of the GPUS, for models that are spread over them.
+PREDICT    := $(if $(filter 1,$(GPUS)),$(FIRST_CARD),$(TORCHRUN) NPROC_PER_NODE=1) $(PY) scripts/run.py
+
 # Files that targets wait for.
 READY := $(if $(filter .venv/bin,$(BIN)),.venv/.ready)
 ROWS  := $(if $(filter adgen,$(DATA)),data/adgen_card.json)
@@ -117,18 +154,22 @@ data: $(READY) ## prepare AdGen from the hub (USE_MODELSCOPE_HUB=1: ModelScope) 
 data/adgen_card.json data/adgen_train.jsonl: | $(READY)
 	@$(PY) scripts/prepare_data.py $(RAW)
 
-train: $(READY) $(ROWS) $(STAND_IN) ## fine-tune, or go on where a killed run ended (FRESH=1 sets a run aside first)
-	@$(PY) scripts/doctor.py train $(SFT) $(TRAIN_ON) $(ARGS)
-	@exec $(PY) scripts/run.py train $(SFT) $(TRAIN_ON) $(ARGS)
+train: $(READY) $(ROWS) $(STAND_IN) ## fine-tune, or go on after a kill (FRESH=1: anew; GPUS=<n> STRATEGY=<ddp, zero2, zero3, fsdp>)
+	@$(if $(filter 1,$(GPUS)),,$(ENOUGH))
+	@$(if $(RAY),nvidia-smi -L > /dev/null 2>&1 || { echo "error: USE_RAY=1 needs a GPU; LLaMA-Factory would wait for ever" >&2; exit 1; })
+	@$(PY) scripts/doctor.py train $(SFT) $(TRAIN_ON) $(SHARE_ON) $(ARGS)
+	@test $$(($(EACH) * $(CARDS))) = $(ACCUMULATE) || test -z "$(SHARED)" || echo "note: $(CARDS) cards do not divide the recipe's" \
+	"gradient_accumulation_steps: $(ACCUMULATE); a step takes $$(($(EACH) * $(CARDS))) batches instead of $(ACCUMULATE)"
+	@exec env $(LAUNCH) $(PY) scripts/run.py train $(SFT) $(TRAIN_ON) $(SHARE_ON) $(ARGS)
 
 eval: $(READY) $(ROWS) $(STAND_IN) ## score the untuned and the tuned model on the dev rows
 	@$(PY) scripts/doctor.py train $(CONFIG)/predict.yaml $(PREDICT_ON) $(TUNED) $(ARGS)
 	@inputs="$$(cat $(CONFIG)/predict_base.yaml $(DEV) $(wildcard $(STAND_IN)) | cksum) $(PREDICT_ON) $(ARGS)"; \
 	if [ "$$inputs" != "$$(cat $(BASE_PREDICTIONS)/inputs.txt 2>/dev/null)" ]; then \
 	rm -f $(BASE_PREDICTIONS)/inputs.txt; \
-	$(PY) scripts/run.py train $(CONFIG)/predict_base.yaml $(PREDICT_ON) output_dir=$(BASE_PREDICTIONS) $(ARGS); \
+	env $(PREDICT) train $(CONFIG)/predict_base.yaml $(PREDICT_ON) output_dir=$(BASE_PREDICTIONS) $(ARGS); \
 	echo "$$inputs" > $(BASE_PREDICTIONS)/inputs.txt; fi
-	@exec $(PY) scripts/run.py train $(CONFIG)/predict.yaml $(PREDICT_ON) $(TUNED) output_dir=$(PREDICTIONS) $(ARGS)
+	@exec env $(PREDICT) train $(CONFIG)/predict.yaml $(PREDICT_ON) $(TUNED) output_dir=$(PREDICTIONS) $(ARGS)
 	@$(PY) scripts/report.py base=$(BASE_PREDICTIONS)/generated_predictions.jsonl tuned=$(PREDICTIONS)/generated_predictions.jsonl \
 	--data $(DEV) --train $(TRAIN) --decoding $(CONFIG)/predict.yaml --trainer-log $(TRAINED)/trainer_log.jsonl --out $(RESULTS)
 

@@ -4,7 +4,8 @@
   <!-- results:end -->
 
 NAME is a folder under results/ with an eval_results.json, `published` for results/published.json, `bench` for what
-`make bench` wrote to results/bench, or `learning` for results/equal_learning.json.
+`make bench` wrote to results/bench, `learning` for results/equal_learning.json, or `computed_scale` for what
+scripts/sizing.py computed.
 """
 
 import argparse
@@ -36,6 +37,9 @@ WORDS = {
         "bench": "{gpu}, {memory_gib:.0f} GiB, driver {driver}; bf16 matrix products of {size}: {tflops:.3g} TFLOP/s.",
         "bound": "The whole matrix rate, nothing computed twice, trains {rows:.0f} rows/s: {times:.0f} times plain.",
         "failed": "failed",
+        "strategy": "strategy; on {cards} cards",
+        "scale": "Computed, not measured: {gpu}, {memory_gib:.0f} GiB, {tflops:.0f} TFLOP/s, {wire_gb_per_s:.0f} GB/s.",
+        "check": "`{recipe}`, 1 card, no eval: {computed_gib:.1f} GiB; measured {measured_gib:.1f} ({error:+.0%}).",
     },
     "zh": {
         "system": "系统",
@@ -70,6 +74,13 @@ WORDS = {
         "warm-up": "预热",
         "steps": "步数",
         "validation loss": "验证损失",
+        "model": "模型",
+        "strategy": "策略；卡数 {cards}",
+        "GiB a card": "每卡 GiB",
+        "GB sent a step": "每步每卡发送 GB",
+        "scales to": "可扩展到",
+        "scale": "推算值，非实测：{gpu}，{memory_gib:.0f} GiB，{tflops:.0f} TFLOP/s，卡间 {wire_gb_per_s:.0f} GB/s。",
+        "check": "`{recipe}` 单卡，不含评测：推算 {computed_gib:.1f} GiB，实测 {measured_gib:.1f}（{error:+.0%}）。",
     },
 }
 
@@ -326,11 +337,31 @@ def readme_learning(language: str) -> str:
     return markdown(lines)
 
 
+def readme_scale(language: str) -> str:
+    """The computed figures as a Markdown table; cells hold a figure for each number of cards."""
+    words, results = WORDS[language], read_json(RESULTS / "computed_scale.json")
+    cards = " / ".join(map(str, results["entries"][0]["cards"]))
+    heads = ["model", "strategy", "GiB a card", "GB sent a step", "rows/s", "scales to"]
+    lines = [[words.get(head, head).format(cards=cards) for head in heads]]
+    for entry in results["entries"]:
+        row = [entry["model"], f"{entry['strategy']}, {Path(entry['recipe']).stem}"]
+        for key in ("memory_gib", "wire_gb_per_step", "rows_per_s"):
+            row.append(
+                " / ".join(
+                    "–" if value is None else f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in entry[key]
+                )
+            )
+        lines.append([*row, str(entry["scales_to"])])
+    checks = "".join("\n" + words["check"].format(**row) + "\n" for row in results["check"])
+    return words["scale"].format(**results["card"]) + "\n\n" + markdown(lines) + checks
+
+
 def rewrite(text: str, language: str) -> str:
     """A README's text with the tables between its marks as results/ has them now."""
 
     def table(match: re.Match) -> str:
         special = {"published": readme_published, "bench": readme_bench, "learning": readme_learning}
+        special |= {"computed_scale": readme_scale}
         name = match[2]
         return match[1] + (special[name](language) if name in special else readme_results(name, language)) + match[3]
 

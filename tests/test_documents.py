@@ -51,7 +51,7 @@ def test_targets_and_variables_exist(document):
     assert set(re.findall(r"\b([A-Z][A-Z_]+)=", text)) <= known | ENVIRONMENT
 
 
-# Variables that LLaMA-Factory and the hubs' libraries document.
+# Variables that LLaMA-Factory, torch and the hubs' libraries document.
 ENVIRONMENT = {"GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "API_HOST", "API_PORT", "API_KEY", "API_MODEL_NAME"}
 ENVIRONMENT |= {
     "NAME",
@@ -61,6 +61,14 @@ ENVIRONMENT |= {
     "HF_HUB_OFFLINE",
     "OPENAI_BASE_URL",
     "CUDA_VISIBLE_DEVICES",
+    "FORCE_TORCHRUN",
+    "NPROC_PER_NODE",
+    "NODE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "RDZV_ID",
+    "MAX_RESTARTS",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE",
 }
 
 

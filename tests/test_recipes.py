@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -23,11 +24,12 @@ ORDER = {
         "adapter_name_or_path",
         "quantization_bit",
         "double_quantization",
+        "quantization_device_map",
         "enable_liger_kernel",
         "disable_gradient_checkpointing",
     ],
     "method": ["stage", "do_train", "do_predict", "finetuning_type", "lora_rank", "lora_alpha", "lora_target"],
-    "data": ["dataset", "eval_dataset", "default_system", "cutoff_len", "packing", "neat_packing"],
+    "data": ["dataset", "eval_dataset", "default_system", "enable_thinking", "cutoff_len", "packing", "neat_packing"],
     "training": [
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
@@ -101,11 +103,13 @@ def model(request):
 def test_llamafactory_parses_it(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = read(recipe)
-    if verb(recipe) == "train":
-        # Whether this machine has a GPU with bf16 is not the recipe's affair.
-        parsed = parser.get_train_args(settings | ({"use_cpu": True} if settings.get("bf16") else {}))
-    else:
-        parsed = parser.get_infer_args(settings)
+    # transformers notes the precision in the environment, which the runs of other tests would inherit.
+    with patch.dict(os.environ):
+        if verb(recipe) == "train":
+            # Whether this machine has a GPU with bf16 is not the recipe's affair.
+            parsed = parser.get_train_args(settings | ({"use_cpu": True} if settings.get("bf16") else {}))
+        else:
+            parsed = parser.get_infer_args(settings)
     assert parsed[0].model_name_or_path == settings["model_name_or_path"]
     assert parsed[1].default_system == settings.get("default_system")
 

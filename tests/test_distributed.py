@@ -1,0 +1,189 @@
+"""More than one card: as many processes train what one trains, survive a kill, and a wrong wish ends in one line."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import sizing
+import tables
+import yaml
+from adgen import ROOT, read_json_lines
+from conftest import BIN
+from test_errors import one_error
+
+STRATEGIES = {
+    "ddp": [],
+    "zero2": ["deepspeed=configs/distributed/zero2.json"],
+    "zero3": ["deepspeed=configs/distributed/zero3.json"],
+    "fsdp": ["fsdp=[full_shard,auto_wrap]", "fsdp_config=configs/distributed/fsdp.json"],
+}
+STEPS = 16
+# Of fp32 losses around 1, which are logged with four digits: the order of additions differs, and steps build on it.
+TOLERANCE = 2e-4
+# SGD without clipping shows gradients of a wrong scale, which AdamW hides. And where several processes share a CPU,
+# transformers reads no AdamW state back: accelerate calls the device "cpu:0", a name that torch.load does not know.
+SGD = "optim=sgd learning_rate=0.2 max_grad_norm=100"
+
+
+def words(output, *more):
+    """Words for `make` that train the tiny LoRA recipe for some steps, with a checkpoint every eight."""
+    short = f"max_steps={STEPS} eval_steps=8 save_steps=8 logging_steps=1 max_samples=400 plot_loss=false"
+    arguments = " ".join([f"output_dir={output}", short, SGD, *more])
+    return "train", "MODEL=tiny", "METHOD=lora", "DATA=sample", f"ARGS={arguments}"
+
+
+def read_losses(folder):
+    """Step → the losses that were logged for it."""
+    found = {}
+    for row in read_json_lines(folder / "trainer_log.jsonl"):
+        if "loss" in row:
+            found.setdefault(row["current_steps"], []).append(row["loss"])
+    return found
+
+
+def kill_worker(launcher, folder):
+    """Kills the second worker when steps after the first checkpoint are done; gives the step, or None."""
+    for _ in range(2400):
+        time.sleep(0.05)
+        if (folder / "checkpoint-8/trainer_state.json").exists() and (step := max(read_losses(folder), default=0)) > 9:
+            for process in psutil.Process(launcher.pid).children(recursive=True):
+                if process.environ().get("LOCAL_RANK") == "1":
+                    os.kill(process.pid, signal.SIGKILL)
+                    return step
+    return None
+
+
+@pytest.fixture(scope="module")
+def alone(make, demo, tmp_path_factory):
+    """The losses of one process."""
+    output = tmp_path_factory.mktemp("alone") / "one"
+    result = make(demo[0], *words(output))
+    assert result.returncode == 0, result.stderr[-2000:]
+    return read_losses(output)
+
+
+def test_two_processes_train_like_one_and_survive_the_kill_of_a_worker(demo, alone, tmp_path):
+    # One row each instead of two: the same rows in every step.
+    together = words(tmp_path / "two", "per_device_train_batch_size=1")
+    command = ["make", f"BIN={BIN}", "GPUS=2", "RDZV_ID=test", "MAX_RESTARTS=1", *together]
+    with (tmp_path / "log").open("w") as log:
+        launcher = subprocess.Popen(command, cwd=demo[0], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        killed = kill_worker(launcher, tmp_path / "two")
+        code = launcher.wait(timeout=300)
+    text = (tmp_path / "log").read_text()
+    assert killed and code == 0, text[-3000:]
+    state = json.loads((tmp_path / "two/trainer_state.json").read_text())
+    assert state["global_step"] == STEPS
+    two = read_losses(tmp_path / "two")
+    assert list(alone) == list(two) == list(range(1, STEPS + 1))
+    # Steps after the checkpoint were done twice, and no step before it.
+    assert [len(two[step]) for step in (8, 9, killed, STEPS)] == [1, 2, 2, 1]
+    for step in alone:
+        assert two[step] == pytest.approx(alone[step] * len(two[step]), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("STRATEGY=zero4", "ddp zero2 zero3 fsdp"),
+        ("GPUS=0", 'GPUS="0"'),
+        ("GPUS=abc", 'GPUS="abc"'),
+        ("NNODES=-1", 'NNODES="-1"'),
+        ("NNODES=2", "needs NODE_RANK"),
+        ("GPUS=3", "GPUS=3, and this machine shows 2"),
+    ],
+)
+def test_a_wrong_wish_ends_in_one_line(make, clone, word, said):
+    assert said in one_error(make(clone, "train", "MODEL=tiny", "STAND_IN=", "ROWS=", word, CUDA_VISIBLE_DEVICES="0,1"))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_step_takes_the_same_rows_on_any_number_of_cards(make, clone, strategy):
+    for cards, nodes, each in ((1, 1, 4), (2, 1, 2), (2, 2, 1), (3, 1, 2), (8, 1, 1)):
+        where = f"GPUS={cards} NNODES={nodes} NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500".split()
+        plan = make(clone, "-n", "train", *where, f"STRATEGY={strategy}", "ROWS=").stdout
+        command = [line for line in plan.split("\n") if "run.py train" in line][-1]
+        assert f"FORCE_TORCHRUN=1 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 NNODES={nodes} " in command
+        assert f"NPROC_PER_NODE={cards} " in command
+        assert re.search(r"gradient_accumulation_steps=(\d+)", command)[1] == str(each)
+        assert set(STRATEGIES[strategy]) == set(re.findall(r"(?:deepspeed|fsdp|fsdp_config)=\S+", command))
+    plain = make(clone, "-n", "train", "ROWS=").stdout
+    assert "torchrun" not in plain.lower() and "CUDA_VISIBLE_DEVICES=0 " in plain
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_deepspeed_keeps_the_schedule_of_every_recipe(name):
+    """DeepSpeed makes the scheduler itself, for the one that transformers makes ends LoRA runs at their first step."""
+    settings = json.loads((ROOT / f"configs/distributed/{name}.json").read_text())
+    assert settings["scheduler"]["type"] == "WarmupCosineLR"
+    schedules = {yaml.safe_load(path.read_text())["lr_scheduler_type"] for path in ROOT.glob("configs/*/sft_*.yaml")}
+    assert schedules == {"cosine"}
+    assert settings["zero_optimization"]["stage"] == int(name[-1])
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
+def test_ray_without_a_gpu_is_refused(make, clone):
+    assert "USE_RAY=1 needs a GPU" in one_error(make(clone, "train", "MODEL=tiny", "STAND_IN=", "ROWS=", "USE_RAY=1"))
+
+
+def test_two_machines_train_like_one(demo, alone, tmp_path):
+    """Two network namespaces: the launch, the addresses and the ranks are those of two machines."""
+    own = words(tmp_path / "two", "per_device_train_batch_size=1")[-1]
+    command = [ROOT / "tests/two_nodes.sh", demo[0], f"BIN={BIN}", own]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    if result.returncode == 77:
+        pytest.skip(result.stdout.strip())
+    assert result.returncode == 0, result.stderr[-3000:]
+    losses = read_losses(tmp_path / "two")
+    assert list(losses) == list(alone)
+    for step in alone:
+        assert losses[step] == pytest.approx(alone[step], abs=TOLERANCE)
+
+
+def read_lock(name):
+    """(package, marker) → version in a lock file; every package in it has a hash."""
+    entries = re.split(r"\n(?=[a-z0-9])", re.sub(r"^ *#.*\n", "", (ROOT / name).read_text(), flags=re.MULTILINE))
+    assert all("--hash=sha256:" in entry for entry in entries)
+    pins = (re.match(r"([a-z0-9.-]+)==(\S+)( ; .*?)? \\\n", entry).groups() for entry in entries)
+    return {(name, marker): version for name, version, marker in pins}
+
+
+def test_optional_lock_is_hashed_and_agrees_with_the_other():
+    lock, optional = read_lock("requirements.lock"), read_lock("requirements-distributed.lock")
+    wanted = re.findall(r"^([a-z-]+)==(\S+)", (ROOT / "requirements-distributed.txt").read_text(), re.MULTILINE)
+    assert dict(wanted) == {name: optional[name, None] for name in ("deepspeed", "ray")}
+    # What stands in both has one version; the marker of a package can be wider in the larger lock.
+    for name in {name for name, _ in lock} & {name for name, _ in optional}:
+        assert {optional[key] for key in optional if key[0] == name} <= {lock[key] for key in lock if key[0] == name}
+    assert not {"deepspeed", "ray"} & {name for name, _ in lock}
+
+
+def test_computed_figures_are_those_of_the_recipes():
+    results = tables.read_json(ROOT / "results/computed_scale.json")
+    bench = tables.read_json(ROOT / results["share_from"])
+    assert results["entries"] == sizing.compute(bench) and results["check"] == sizing.check(bench)
+    assert {row["recipe"].split("/")[-1] for row in results["check"]} == {"sft_qlora.yaml", "sft_lora.yaml"}
+    assert all(abs(row["error"]) < 0.05 for row in results["check"])
+
+
+def test_another_base_model_by_the_five_lines_of_the_readme(make, copy_project):
+    block = re.search(r"```sh\n(new=(\w+)\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines, new = block[1].splitlines(), block[2]
+    assert len(lines) == 5 and lines[-1] == "make train MODEL=$new"
+    folder = copy_project()
+    subprocess.run(["bash", "-euc", "\n".join(lines[:-1])], cwd=folder, check=True)
+    plan = make(folder, "-n", "train", f"MODEL={new}", "ROWS=").stdout
+    assert f"run.py train configs/{new}/sft_qlora.yaml" in plan and "saves/Llama-3.1-8B-Instruct/lora" in plan
+    assert not any("Llama-3-8B" in path.read_text(encoding="utf-8") for path in (folder / "configs" / new).iterdir())
+    chosen = f"{new} or no_two_recipes or one_system_prompt"
+    check = [sys.executable, "-m", "pytest", "tests/test_recipes.py", "-k", chosen]
+    result = subprocess.run(check, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 40
