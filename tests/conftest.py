@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from adgen import ROOT
@@ -16,6 +17,13 @@ for name in re.findall(r"^(?:export )?([A-Z_]+) +\?=", (ROOT / "Makefile").read_
     os.environ.pop(name, None)
 for name in [name for name in os.environ if name.startswith(("MAKE", "MFLAGS"))]:
     del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """What a test changes in the environment ends with it: parsing a recipe notes the precision there, for one."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-from unittest.mock import patch
 
 import pytest
 import yaml
@@ -103,13 +102,11 @@ def model(request):
 def test_llamafactory_parses_it(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = read(recipe)
-    # transformers notes the precision in the environment, which the runs of other tests would inherit.
-    with patch.dict(os.environ):
-        if verb(recipe) == "train":
-            # Whether this machine has a GPU with bf16 is not the recipe's affair.
-            parsed = parser.get_train_args(settings | ({"use_cpu": True} if settings.get("bf16") else {}))
-        else:
-            parsed = parser.get_infer_args(settings)
+    if verb(recipe) == "train":
+        # Whether this machine has a GPU with bf16 is not the recipe's affair.
+        parsed = parser.get_train_args(settings | ({"use_cpu": True} if settings.get("bf16") else {}))
+    else:
+        parsed = parser.get_infer_args(settings)
     assert parsed[0].model_name_or_path == settings["model_name_or_path"]
     assert parsed[1].default_system == settings.get("default_system")
 
