@@ -65,16 +65,18 @@ class Unmade(SystemExit):
 
 
 def check_versions() -> str:
-    """The packages are those of requirements.lock; others may do, if all that we ask for are there."""
+    """The packages are those of requirements.lock; others may do, and some that not every verb needs may be missing."""
     pinned: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE):
         pinned.setdefault(name, set()).add(version)
     installed = installed_versions(pinned)
     asked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    if missing := [name for name in asked if name not in installed]:
-        fail(f"{', '.join(missing)} not installed in {sys.prefix}: pip install -r requirements.lock there")
+    missing = [name for name in asked if name not in installed]
+    if needed := [name for name in missing if name in run.LIBRARIES]:
+        fail(f"{', '.join(needed)} not installed in {sys.prefix}: pip install -r requirements.lock there")
     # A wheel of PyTorch's own index is 2.10.0+cu126.
     others = [f"{name} {version}" for name, version in installed.items() if version.split("+")[0] not in pinned[name]]
+    others += [f"no {name}" for name in missing]
     if others:
         raise Warning(f"tested with other versions than {', '.join(others)}: pip install -r requirements.lock")
     return f"Python {sys.version.split()[0]}, {len(installed)} packages as in requirements.lock"

@@ -496,8 +496,11 @@ def test_published_figures():
 
 
 def broken_model(folder: Path) -> Path:
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    """A folder in which every file is whole, and none says anything."""
+    for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text("{}")
+    head = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (folder / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
     return folder
 
 

@@ -131,11 +131,10 @@ def test_header_says_what_it_needs_runs_and_leaves(recipe):
 
 
 def test_header_says_the_memory_that_was_measured(recipe):
-    if verb(recipe) != "train":
-        pytest.skip("needs no GPU, or was not measured")
     runs = [run for path in ROOT.glob("results/bench/*.json") for run in json.loads(path.read_text()).get("runs", [])]
     peaks = [run["peak_gib"] for run in runs if run["recipe"] == str(recipe.relative_to(ROOT)) and not run["overrides"]]
-    peaks = [peak for peak in peaks if peak]
+    # An export takes no GPU; the card is not empty for that.
+    peaks = [peak for peak in peaks if peak and verb(recipe) == "train"]
     header = recipe.read_text(encoding="utf-8").split("\n\n")[0]
     assert re.findall(r"([\d.]+) GiB used", header) == ([f"{max(peaks):.1f}"] if peaks else [])
 
