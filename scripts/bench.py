@@ -140,6 +140,29 @@ def read_samples(folder: Path) -> list[list[int]]:
     return samples
 
 
+def projections(config: dict) -> dict[str, tuple[int, int]]:
+    """Name → (width, height) of the linear layers in one decoder layer of a Llama model; `config`: its config.json."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    size = config.get("head_dim") or hidden // config["num_attention_heads"]
+    queries, values = (config[f"num_{name}_heads"] * size for name in ("attention", "key_value"))
+    shapes = {"q_proj": (hidden, queries), "k_proj": (hidden, values), "v_proj": (hidden, values)}
+    shapes |= {"o_proj": (queries, hidden), "gate_proj": (hidden, inner), "up_proj": (hidden, inner)}
+    return shapes | {"down_proj": (inner, hidden)}
+
+
+def count_frozen(config: dict) -> int:
+    """Weights of the linear layers in all decoder layers."""
+    return config["num_hidden_layers"] * sum(width * height for width, height in projections(config).values())
+
+
+def count_adapter(config: dict, settings: dict) -> int:
+    """Weights of a LoRA adapter on the layers that a recipe's `lora_target` names."""
+    target = settings.get("lora_target", "all")
+    names = target.replace(" ", "").split(",")
+    sides = [sum(shape) for name, shape in projections(config).items() if target == "all" or name in names]
+    return config["num_hidden_layers"] * settings.get("lora_rank", 8) * sum(sides)
+
+
 def count_operations(config: dict, settings: dict, lengths: list[int]) -> float | None:
     """Useful operations of training a LoRA adapter on rows of these lengths, counted as this file's head says.
 
@@ -147,20 +170,11 @@ def count_operations(config: dict, settings: dict, lengths: list[int]) -> float 
     """
     if settings.get("finetuning_type", "lora") != "lora":
         return None
-    hidden, inner, layers = (config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    size = config.get("head_dim") or hidden // config["num_attention_heads"]
-    queries, values = (config[f"num_{name}_heads"] * size for name in ("attention", "key_value"))
-    shapes = {"q_proj": (hidden, queries), "k_proj": (hidden, values), "v_proj": (hidden, values)}
-    shapes |= {"o_proj": (queries, hidden), "gate_proj": (hidden, inner), "up_proj": (hidden, inner)}
-    shapes |= {"down_proj": (inner, hidden)}
-    target = settings.get("lora_target", "all")
-    adapted = [name for name in shapes if target == "all" or name in target.replace(" ", "").split(",")]
-    frozen = layers * sum(width * height for width, height in shapes.values())
-    adapter = layers * settings.get("lora_rank", 8) * sum(sum(shapes[name]) for name in adapted)
     again = 0 if settings.get("disable_gradient_checkpointing") else 1
-    token = 2 * (2 + again) * frozen + 2 * (3 + again) * adapter + 2 * 2 * hidden * config["vocab_size"]
+    output = 2 * 2 * config["hidden_size"] * config["vocab_size"]
+    token = 2 * (2 + again) * count_frozen(config) + 2 * (3 + again) * count_adapter(config, settings) + output
     # Two products forward, queries with keys and weights with values, and four backward; half of each square.
-    pair = 2 * (3 + again) * layers * queries
+    pair = 2 * (3 + again) * config["num_hidden_layers"] * projections(config)["q_proj"][1]
     return float(sum(token * length + pair * length * (length + 1) for length in lengths))
 
 

@@ -20,7 +20,7 @@ import json
 from pathlib import Path
 
 from adgen import ROOT, whole_file
-from bench import OTHER_CARD, count_operations, tidy
+from bench import OTHER_CARD, count_adapter, count_frozen, count_operations, tidy
 from doctor import read_recipe
 
 GIB = 2**30
@@ -44,18 +44,11 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 CONTEXT, NCCL = 0.5e9, 0.3e9
 
 
-def count_weights(shape: dict) -> tuple[int, int]:
-    """Weights of the linear layers of one decoder layer, and of the embeddings (the output layer has as many)."""
-    hidden, size = shape["hidden_size"], shape["hidden_size"] // shape["num_attention_heads"]
-    values = shape["num_key_value_heads"] * size
-    return hidden * (2 * hidden + 2 * values + 3 * shape["intermediate_size"]), shape["vocab_size"] * hidden
-
-
 def memory(shape: dict, settings: dict, strategy: str, cards: int) -> float:
     """GiB that one card needs, in training or in evaluation, whichever is more."""
-    layer, embedding = count_weights(shape)
     layers, hidden = shape["num_hidden_layers"], shape["hidden_size"]
-    layer_bytes = layer * (NF4 if settings.get("quantization_bit") else 2)
+    embedding = shape["vocab_size"] * hidden
+    layer_bytes = count_frozen(shape) // layers * (NF4 if settings.get("quantization_bit") else 2)
     weights = layers * layer_bytes + 2 * 2 * embedding
     adapter = count_adapter(shape, settings)
     if strategy in ("ddp", "zero2") or cards == 1:
@@ -70,21 +63,15 @@ def memory(shape: dict, settings: dict, strategy: str, cards: int) -> float:
     return (weights + states + max(training, evaluation) + CONTEXT + NCCL * (cards > 1)) / GIB
 
 
-def count_adapter(shape: dict, settings: dict) -> int:
-    """Weights of a LoRA adapter on q_proj and v_proj."""
-    hidden, size = shape["hidden_size"], shape["hidden_size"] // shape["num_attention_heads"]
-    return shape["num_hidden_layers"] * settings["lora_rank"] * (3 * hidden + shape["num_key_value_heads"] * size)
-
-
 def wire(shape: dict, settings: dict, strategy: str, cards: int, batches: int) -> float:
     """Bytes that one card sends in a step of `batches` batches."""
-    layer, embedding = count_weights(shape)
     ring, adapter = (cards - 1) / cards, 4 * count_adapter(shape, settings)
     if strategy == "ddp":
         return ring * 2 * adapter
     if strategy == "zero2":
         return ring * (batches + 1) * adapter
-    base = shape["num_hidden_layers"] * layer * (NF4 if settings.get("quantization_bit") else 2) + 4 * embedding
+    base = count_frozen(shape) * (NF4 if settings.get("quantization_bit") else 2)
+    base += 2 * 2 * shape["vocab_size"] * shape["hidden_size"]
     return ring * batches * (2 * base + adapter)
 
 
