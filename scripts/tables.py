@@ -25,7 +25,6 @@ WORDS = {
     "en": {
         "base": "before fine-tuning",
         "tuned": "after fine-tuning",
-        "full": "small model, trained from nothing",
         "tuned - base": "difference",
         "reference": "the reference itself",
         "nearest": "ad of the most similar training row",
@@ -49,7 +48,6 @@ WORDS = {
         "hallucination": "编造率",
         "base": "微调前",
         "tuned": "微调后",
-        "full": "从零训练的小模型",
         "tuned - base": "差值",
         "reference": "参考文案本身",
         "nearest": "最相似训练行的文案",
