@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 from adgen import ROOT, fail, read_json_lines
@@ -38,7 +39,8 @@ CHAT_TEMPLATE = (
 )
 
 # Learnt tokens are those that text encodes to; the other text tokens are fillers. With 780 learnt from AdGen, its rows
-# are as long as with Llama 3's own tokenizer, 157 tokens, and so take as much time and memory.
+# are as long as with Llama 3's own tokenizer, 157 tokens, and so take as much time and memory. A filler reads as two
+# Chinese characters: what random weights write is then streamed, cut into words and scored as Chinese is.
 SIZES = {
     "tiny": {
         "text_tokens": 2048,
@@ -105,12 +107,10 @@ def build_tokenizer(shape: dict, corpus: Path):
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+        [pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"), byte_level]
     )
     trainer = trainers.BpeTrainer(
         vocab_size=learnt_tokens,
@@ -121,8 +121,11 @@ def build_tokenizer(shape: dict, corpus: Path):
 
     learnt = json.loads(learner.to_str())["model"]
     vocabulary = learnt["vocab"]
-    for token_id in range(len(vocabulary), text_tokens):
-        vocabulary[f"filler{token_id}"] = token_id
+    fillers = (first + second for first, second in product(map(chr, range(0x4E00, 0x9FA5)), repeat=2))
+    while len(vocabulary) < text_tokens:
+        # As byte-level BPE writes it; no merge leads to it.
+        [(filler, _)] = byte_level.pre_tokenize_str(next(fillers))
+        vocabulary.setdefault(filler, len(vocabulary))
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in learnt["merges"]]))
     tokenizer.pre_tokenizer = learner.pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
