@@ -7,9 +7,10 @@ RUN is a recipe of the model, `plain` (the settings that everyone copies) or `pr
 "NAME:RECIPE key=value …" is a variant; key=value alone holds for all runs. Without a RUN all of them are measured.
 Each is a process of its own, and its entry stands in results/bench/<gpu>.json as soon as it has ended.
 
-Training: the speed of whole steps after the warm-up, timed by the lines of trainer_log.jsonl. A row is one of the data
-set, packed or not, a token one of a row: padding does not count. Both are counted in the data as the run tokenised it.
-A packed step takes the same time whatever is in it, so its speed is that of a whole epoch.
+Training: the speed of whole steps after the warm-up, timed by the lines of trainer_log.jsonl, one for as many steps as
+the warm-up has. A row is one of the data set, packed or not, a token one of a row: padding does not count. Both are
+counted in the data as the run tokenised it. A packed step takes the same time whatever is in it, so its speed is that
+of a whole epoch.
 matmul_share is the arithmetic on these tokens over what the card does in plain bf16 matrix products in the same time.
 For each token and frozen weight 2 operations forward, 2 backward (the weight has no gradient) and 2 for recomputation
 under gradient checkpointing, which leaves out the output layer; embeddings are no product. Attention counts within rows
@@ -56,9 +57,11 @@ SHORT = {
     "early_stopping_steps": "null",
     "save_strategy": '"no"',
     "plot_loss": "false",
-    "logging_steps": "1",
+    "logging_first_step": "true",
     "report_to": "none",
 }
+# What the Makefile sets for all that writes ads.
+WRITING = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")}
 LIBRARIES = ("llamafactory", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "liger-kernel")
 # Dense bf16 products with fp32 accumulation: NVIDIA Ampere GA102 GPU Architecture whitepaper, table of the RTX 3090.
 OTHER_CARD = {"gpu": "NVIDIA GeForce RTX 3090", "tflops": 71.0}
@@ -191,13 +194,14 @@ def spread(values: list[float]) -> float:
 
 def measure_training(lines: list[float], settings: dict, folder: Path, options: argparse.Namespace) -> dict:
     """Speed after the warm-up, from the times at which the lines of the trainer log came and what the run left."""
-    steps = [row for row in read_json_lines(folder / "trainer_log.jsonl") if "loss" in row]
-    times, first = lines[: len(steps)], options.warmup
+    ends = [row["current_steps"] for row in read_json_lines(folder / "trainer_log.jsonl") if "loss" in row]
+    times, first = lines[: len(ends)], ends.index(options.warmup)
     samples = read_samples(folder / "tokenized/train")
     lengths = [length for rows in samples for length in rows]
     batch = settings.get("per_device_train_batch_size", 8) * settings.get("gradient_accumulation_steps", 1)
-    taken = samples_by_step(len(samples), batch, len(times))[first:]
-    durations = [after - before for before, after in zip(times[first - 1 :], times[first:], strict=False)]
+    by_step = samples_by_step(len(samples), batch, ends[-1])
+    taken = [sum(by_step[before:after]) for before, after in zip(ends[first:], ends[first + 1 :], strict=False)]
+    durations = [after - before for before, after in zip(times[first:], times[first + 1 :], strict=False)]
     rows_per_s = sum(taken) / sum(durations) * len(lengths) / len(samples)
     found = {
         "rows_per_s": rows_per_s,
@@ -239,6 +243,8 @@ def measure(run: Run, options: argparse.Namespace, limit: float) -> dict:
     own["output_dir" if verb == "train" else "export_dir"] = shown(folder)
     if settings.get("do_train"):
         own |= {"dataset": f"{options.data}_train", "max_steps": str(options.steps)} | SHORT
+        # A logged step makes the CPU wait for the GPU, so none but these is.
+        own["logging_steps"] = str(options.warmup)
         # Written by the run itself, for us to count in; no cache, so that each run starts as the first would.
         own |= {"tokenized_path": shown(folder / "tokenized"), "overwrite_cache": "true"}
     elif settings.get("do_predict"):
@@ -247,8 +253,9 @@ def measure(run: Run, options: argparse.Namespace, limit: float) -> dict:
     overrides = run.overrides | own
     settings |= {key: yaml.safe_load(value) for key, value in overrides.items()}
     words = [verb, shown(run.recipe), *(f"{key}={value}" for key, value in overrides.items())]
-    watched = watch([*PROGRAM, *words], log, folder / "trainer_log.jsonl", limit)
-    found = {"command": shlex.join(["llamafactory-cli", *words])}
+    variables = WRITING if settings.get("do_predict") else {}
+    watched = watch([*PROGRAM, *words], log, folder / "trainer_log.jsonl", limit, **variables)
+    found = {"command": shlex.join([*map("=".join, variables.items()), "llamafactory-cli", *words])}
     found |= {key: watched[key] for key in ("seconds", "peak_gib", "peak_rss_gib")}
     if watched["status"]:
         return found | {"error": last_error(log, watched["status"])}
@@ -353,8 +360,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "results/bench", help="folder for <gpu>.json")
     parser.add_argument("--matrix-rate", action="store_true", help="print the rate of matrix products, and end")
     options = parser.parse_intermixed_args()
-    if not 0 < options.warmup < options.steps or options.repeat < 1:
-        parser.error("--warmup is at least 1 and below --steps, --repeat at least 1")
+    if not 0 < options.warmup <= options.steps // 2 or options.repeat < 1:
+        parser.error("--warmup is at least 1 and at most half of --steps, --repeat at least 1")
     if not (options.model / "sft_qlora.yaml").is_file():
         fail(f"{options.model} is no folder of recipes such as configs/llama3_8b")
     return options

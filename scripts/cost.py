@@ -74,8 +74,10 @@ def peak_rss(pid: int) -> float:
     return int(found[1]) / 2**20 if found else 0.0
 
 
-def watch(command: list[str], log: Path, trainer_log: Path | None = None, limit: float = float("inf")) -> dict:
+def watch(command: list[str], log: Path, trainer_log: Path | None = None, limit: float = float("inf"), **own) -> dict:
     """Runs a command from the project's root, its output to `log`, and looks on; TimeoutError after `limit` seconds.
+
+    `own`: variables of its environment.
 
     Gives its exit `status`, its `seconds`, `peak_gib` of the GPU (None without one), `peak_rss_gib` of the process, and
     `lines`: the seconds, to 0.01, after which each line of `trainer_log` was there.
@@ -83,7 +85,7 @@ def watch(command: list[str], log: Path, trainer_log: Path | None = None, limit:
     readings, lines, rss, stop = [], [], 0.0, threading.Event()
     poll = threading.Thread(target=poll_memory, args=(readings, stop))
     # One GPU: with several, LLaMA-Factory would start a process for each.
-    variables = os.environ | {"CUDA_VISIBLE_DEVICES": device(), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    variables = os.environ | own | {"CUDA_VISIBLE_DEVICES": device(), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with log.open("wb") as output:

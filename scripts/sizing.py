@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "results/computed_scale.json")
     options = parser.parse_args()
-    path = ROOT / "results/bench/nvidia-h100-80gb-hbm3.json"
+    path = ROOT / "results/bench/nvidia-h200.json"
     bench = json.loads(path.read_text(encoding="utf-8"))
     results = {"computed": True, "card": CARD, "share_from": str(path.relative_to(ROOT)), "check": check(bench)}
     results["entries"] = compute(bench)

@@ -4,8 +4,8 @@
   <!-- results:end -->
 
 NAME is a folder under results/ with an eval_results.json, `published` for results/published.json, `bench` for what
-`make bench` wrote to results/bench, `learning` for results/equal_learning.json, or `computed_scale` for what
-scripts/sizing.py computed.
+`make bench` wrote to results/bench, `profile` and `served` for what scripts/profile_steps.py and bench_server.py wrote
+there, `learning` for results/equal_learning.json, or `computed_scale` for what scripts/sizing.py computed.
 """
 
 import argparse
@@ -34,7 +34,9 @@ WORDS = {
         "corpus": "corpus BLEU",
         "computed": "{gpu}, computed: rows/s",
         "bench": "{gpu}, {memory_gib:.0f} GiB, driver {driver}; bf16 matrix products of {size}: {tflops:.3g} TFLOP/s.",
-        "bound": "The whole matrix rate, nothing computed twice, trains {rows:.0f} rows/s: {times:.0f} times plain.",
+        "profile": "{gpu}, shares of a step's time, without the profiler:",
+        "served": "{gpu}, at most {max_tokens} tokens an ad; seconds are medians:",
+        "bound": "Times plain: {ratios}. The whole matrix rate, nothing done twice: {rows:.0f} rows/s, {times:.0f}.",
         "failed": "failed",
         "strategy": "strategy; on {cards} cards",
         "scale": "Computed, not measured: {gpu}, {memory_gib:.0f} GiB, {tflops:.0f} TFLOP/s, {wire_gb_per_s:.0f} GB/s.",
@@ -66,7 +68,21 @@ WORDS = {
         "spread": "波动",
         "computed": "{gpu} 推算值：行/秒",
         "bench": "{gpu}，{memory_gib:.0f} GiB，驱动 {driver}；{size} 阶 bf16 矩阵乘：{tflops:.3g} TFLOP/s。",
-        "bound": "若矩阵乘算力用满、没有任何重复计算，每秒最多训练 {rows:.0f} 行：plain 的 {times:.0f} 倍。",
+        "step s": "一步秒数",
+        "attention": "注意力",
+        "4-bit weights": "4 位权重还原",
+        "matrix products": "矩阵乘",
+        "fused by Liger": "Liger 融合核",
+        "copies and casts": "拷贝与转型",
+        "other": "其他",
+        "no kernel": "GPU 空等",
+        "profile": "{gpu}，各类核占一步时间的比例（时间不含性能分析器的开销）：",
+        "clients": "同时请求数",
+        "ads/s": "文案/秒",
+        "first words s": "首字秒数",
+        "whole ad s": "整条秒数",
+        "served": "{gpu}，每条文案至多 {max_tokens} 个 token；秒数为中位数：",
+        "bound": "plain 的倍数：{ratios}。矩阵乘算力用满、没有任何重复计算：每秒 {rows:.0f} 行，{times:.0f} 倍。",
         "failed": "失败",
         "learning rate": "学习率",
         "warm-up": "预热",
@@ -291,6 +307,16 @@ def bench_lines(results: dict, language: str = "en") -> list[list[str]]:
     return lines
 
 
+def profile_lines(results: dict, language: str = "en") -> list[list[str]]:
+    """What a file of scripts/profile_steps.py holds as cells: shares of a step's time."""
+    words, kinds = WORDS[language], list(results["profiled"][0]["shares"])
+    lines = [[words.get(head, head) for head in ("run", "step s", *kinds)]]
+    for run in results["profiled"]:
+        shares = [show_figure("matmul_share", run["shares"][kind]) for kind in kinds]
+        lines.append([run["name"], show_figure("step_s", run["step_s"]), *shares])
+    return lines
+
+
 def show_figure(key: str, value: float | None) -> str:
     """A measured figure: shares in per cent, others with at least two digits."""
     if value is None:
@@ -298,6 +324,17 @@ def show_figure(key: str, value: float | None) -> str:
     if key in ("matmul_share", "spread"):
         return f"{value:.0%}"
     return f"{value:,.{2 if value < 1 else 1 if value < 100 else 0}f}"
+
+
+def ratios(runs: list[dict]) -> str:
+    """How many times faster than the copied settings of its kind each run is."""
+    speeds = {run["name"]: run["rows_per_s"] for run in runs if "rows_per_s" in run}
+    pairs = []
+    for name, speed in speeds.items():
+        slow = "predict_plain" if name.startswith("predict") else "plain"
+        if slow in speeds and slow != name:
+            pairs.append(f"{name} {show_figure('times', speed / speeds[slow])}")
+    return ", ".join(pairs)
 
 
 def readme_bench(language: str) -> str:
@@ -310,7 +347,8 @@ def readme_bench(language: str) -> str:
         settings = [words.get("settings", "settings")]
         for run in results["runs"]:
             pairs = [f"{key}={value}" for key, value in run["overrides"].items()]
-            settings.append(" ".join(f"`{word}`" for word in [run["recipe"], *pairs]))
+            variables = run["command"].split("llamafactory-cli")[0].split()
+            settings.append(" ".join(f"`{word}`" for word in [*variables, run["recipe"], *pairs]))
         versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
         table = markdown([[line[0], cell, *line[1:]] for line, cell in zip(lines, settings, strict=True)])
         texts.append(f"{words['bench'].format(**results, **results['matmul'])} {versions}.\n\n{table}")
@@ -318,10 +356,31 @@ def readme_bench(language: str) -> str:
         if "plain" in counted and len(counted) > 1:
             least = min(run["operations_per_row"] for run in counted.values())
             rows = results["matmul"]["tflops"] * 1e12 / least
-            texts.append(words["bound"].format(rows=rows, times=rows / counted["plain"]["rows_per_s"]) + "\n")
+            times = rows / counted["plain"]["rows_per_s"]
+            texts.append(words["bound"].format(rows=rows, times=times, ratios=ratios(results["runs"])) + "\n")
         failed = [run for run in results["runs"] if "error" in run]
         texts += [f"`{run['name']}` {words['failed']}: {escape(run['error'])}\n" for run in failed]
     return "\n".join(texts) or fail(f"{RESULTS / 'bench'} holds no measurements; `make bench` writes them")
+
+
+def readme_profile(language: str) -> str:
+    """Where the time of a step goes, a Markdown table for each card."""
+    files = [read_json(path) for path in sorted((RESULTS / "bench").glob("profile-*.json"))]
+    tables = (markdown(profile_lines(results, language)) for results in files)
+    heads = (WORDS[language]["profile"].format(**results) for results in files)
+    return "\n".join(f"{head}\n\n{table}" for head, table in zip(heads, tables, strict=True))
+
+
+def readme_served(language: str) -> str:
+    """What a server's clients get, a Markdown table for each card."""
+    words, texts = WORDS[language], []
+    for results in map(read_json, sorted((RESULTS / "bench").glob("server-*.json"))):
+        lines = [[words.get(head, head) for head in ("clients", "ads/s", "first words s", "whole ad s")]]
+        for run in results["served"]:
+            figures = (run["requests_per_s"], run["first_words_s"]["median"], run["whole_ad_s"]["median"])
+            lines.append([str(run["clients"]), *(show_figure("served", figure) for figure in figures)])
+        texts.append(f"{words['served'].format(**results)}\n\n{markdown(lines)}")
+    return "\n".join(texts)
 
 
 def readme_learning(language: str) -> str:
@@ -359,7 +418,7 @@ def rewrite(text: str, language: str) -> str:
 
     def table(match: re.Match) -> str:
         special = {"published": readme_published, "bench": readme_bench, "learning": readme_learning}
-        special |= {"computed_scale": readme_scale}
+        special |= {"computed_scale": readme_scale, "profile": readme_profile, "served": readme_served}
         name = match[2]
         return match[1] + (special[name](language) if name in special else readme_results(name, language)) + match[3]
 

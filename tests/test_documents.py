@@ -45,9 +45,8 @@ def test_targets_and_variables_exist(document):
     text = re.sub(r'"[^"\n]*"|<[^>\n]*>', "x", code(document))
     for command in re.findall(r"\bmake((?: +[A-Z_]+=[^\s`]*| +[a-z]+)+)", text):
         assert {word for word in command.split() if "=" not in word} <= TARGETS, command
-    known = {
-        name for pair in re.findall(r"\$\(([A-Z_]+)\)|^(?:export )?([A-Z_]+) +\?=", MAKEFILE, re.M) for name in pair
-    }
+    named = re.findall(r"\$\(([A-Z_]+)\)|^(?:[a-z ]+: )?(?:export )?([A-Z_]+) +\?=", MAKEFILE, re.M)
+    known = {name for pair in named for name in pair}
     assert set(re.findall(r"\b([A-Z][A-Z_]+)=", text)) <= known | ENVIRONMENT
 
 
