@@ -101,6 +101,13 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
         neighbour.unlink(missing_ok=True)
 
 
+def write_json(path: Path, value) -> None:
+    """Writes a value as a JSON file for people, whole or not at all."""
+    with whole_file(path) as file:
+        json.dump(value, file, ensure_ascii=False, indent=1)
+        file.write("\n")
+
+
 def read_json_lines(path: Path) -> list[dict]:
     """The JSON objects of a UTF-8 JSON lines file, blank lines left out; ends the program when the file is not one."""
     try:

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tables
-from adgen import ROOT, fail, installed_versions, read_json_lines, whole_file
-from cost import PROGRAM, SCRATCH, ask_card, check, last_error, shown, watch
+from adgen import ROOT, fail, installed_versions, read_json_lines, write_json
+from cost import PROGRAM, SCRATCH, ask_card, card_file, check, last_error, shown, watch
 from doctor import check_gpu, read_recipe
 
 # The settings that everyone copies: short rows, each padded, two at a time; one row at a time in prediction.
@@ -57,7 +57,6 @@ SHORT = {
     "early_stopping_steps": "null",
     "save_strategy": '"no"',
     "plot_loss": "false",
-    "logging_first_step": "true",
     "report_to": "none",
 }
 # What the Makefile sets for all that writes ads.
@@ -244,7 +243,7 @@ def measure(run: Run, options: argparse.Namespace, limit: float) -> dict:
     if settings.get("do_train"):
         own |= {"dataset": f"{options.data}_train", "max_steps": str(options.steps)} | SHORT
         # A logged step makes the CPU wait for the GPU, so none but these is.
-        own["logging_steps"] = str(options.warmup)
+        own |= {"logging_first_step": "true", "logging_steps": str(options.warmup)}
         # Written by the run itself, for us to count in; no cache, so that each run starts as the first would.
         own |= {"tokenized_path": shown(folder / "tokenized"), "overwrite_cache": "true"}
     elif settings.get("do_predict"):
@@ -269,7 +268,7 @@ def measure(run: Run, options: argparse.Namespace, limit: float) -> dict:
 
 
 def summarise(measured: list[dict]) -> dict:
-    """Medians over the repeats that worked, of memory the maxima; the spread is over repeats, of one over its steps."""
+    """Medians over the repeats that worked, of memory the maxima; the spread is over repeats, of one over its lines."""
     good = [found for found in measured if "error" not in found]
     summary: dict = {"repeats": len(measured)}
     for key in (good or measured)[0]:
@@ -331,7 +330,7 @@ def library_versions() -> dict[str, str]:
 def open_results(folder: Path) -> tuple[Path, dict]:
     """The file of this machine's card, and what stands in it or the head of a new one."""
     card = ask_card("name,driver_version,memory.total") or ["CPU", "", "0"]
-    path = folder / f"{re.sub('[^a-z0-9]+', '-', card[0].lower())}.json"
+    path = card_file(folder, card[0])
     results = {"gpu": card[0], "driver": card[1], "memory_gib": float(card[2]) / 1024}
     if path.is_file():
         try:
@@ -403,9 +402,7 @@ def main() -> None:
         if results["gpu"] != "CPU":
             results["computed"] = OTHER_CARD
             compute_elsewhere(results["runs"])
-        with whole_file(path) as file:
-            json.dump(results, file, ensure_ascii=False, indent=1)
-            file.write("\n")
+        write_json(path, results)
         left.pop(0)
         print("  " + ", ".join(f"{key}: {tidy(value)}" for key, value in found.items() if value), flush=True)
     print(f"\n{shown(path)}\n{tables.align(tables.bench_lines(results))}")

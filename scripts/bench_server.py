@@ -9,15 +9,14 @@ results/bench/server-<gpu>.json and prints a table.
 import argparse
 import asyncio
 import json
-import re
 import statistics
 import time
 from pathlib import Path
 
 import tables
-from adgen import ROOT, fail, read_json_lines, whole_file
+from adgen import ROOT, fail, read_json_lines, write_json
 from chat_server import client_options, find_model
-from cost import ask_card
+from cost import ask_card, card_file
 
 
 async def ask(client, model: str, product: str, tokens: int) -> tuple[float, float]:
@@ -78,9 +77,7 @@ def main() -> None:
             results["served"].append(asyncio.run(measure(options, model, products, clients)))
         except Exception as error:
             fail(f"with {clients} clients at a time: {error or type(error).__name__}")
-        with whole_file(options.out / f"server-{re.sub('[^a-z0-9]+', '-', card.lower())}.json") as file:
-            json.dump(results, file, indent=1)
-            file.write("\n")
+        write_json(card_file(options.out, card, "server-"), results)
     lines = [["clients", "ads/s", "first words (s)", "longest", "whole ad (s)", "longest"]]
     for run in results["served"]:
         waits = [run[name][part] for name in ("first_words_s", "whole_ad_s") for part in ("median", "longest")]

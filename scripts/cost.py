@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from adgen import ROOT, fail, whole_file
+from adgen import ROOT, fail, whole_file, write_json
 
 # What llamafactory-cli runs, whatever folder it stands in.
 PROGRAM = [sys.executable, "-P", "-m", "llamafactory.cli"]
@@ -57,6 +57,11 @@ def ask_card(fields: str) -> list[str]:
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", "-i", device()]
     answer = subprocess.run(command, capture_output=True, text=True)
     return [] if answer.returncode else [field.strip() for field in answer.stdout.split(",")]
+
+
+def card_file(folder: Path, card: str, kind: str = "") -> Path:
+    """The file of results/bench for what was measured on a card of this name."""
+    return folder / f"{kind}{re.sub('[^a-z0-9]+', '-', card.lower())}.json"
 
 
 def poll_memory(readings: list[float], stop: threading.Event) -> None:
@@ -242,9 +247,7 @@ def main() -> None:
         costs[count] = tidy({"rows": count, **measure_rows(count, sources, options.base)})
         print(f"  {costs[count]}", flush=True)
         results["costs"] = [costs[count] for count in sorted(costs)]
-        with whole_file(path) as file:
-            json.dump(results, file, indent=1)
-            file.write("\n")
+        write_json(path, results)
         plot(results["costs"], options.out / "scale.png")
 
 

@@ -33,7 +33,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from adgen import ROOT, fail, parse_attributes, printable, read_json_lines, whole_file
+from adgen import ROOT, fail, parse_attributes, printable, read_json_lines, whole_file, write_json
 from catalogue import read_catalogue, text
 from chat_server import Key, Stopped, find_model, own_server, write_ads
 from doctor import read_overrides, read_recipe
@@ -301,9 +301,7 @@ def main() -> None:
         del settings["adapter"]
         about = {"command": shlex.join(["python", *sys.argv]), "rows": len(written), **settings, "scores": results}
         try:
-            with whole_file(options.report) as file:
-                json.dump(about, file, ensure_ascii=False, indent=1)
-                file.write("\n")
+            write_json(options.report, about)
         except OSError as error:
             fail(f"{options.report} cannot be written: {error.strerror}")
 

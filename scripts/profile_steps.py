@@ -12,15 +12,14 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import tables
-from adgen import ROOT, fail, whole_file
+from adgen import ROOT, fail, write_json
 from bench import SHORT, Run, library_versions, plan, tidy
-from cost import SCRATCH, ask_card, shown
+from cost import SCRATCH, ask_card, card_file, check, shown
 from doctor import read_recipe
 
 WARM, STEPS = 5, 3
@@ -88,11 +87,8 @@ def profile(settings: dict) -> dict:
 def settings_of(run: Run, options: argparse.Namespace) -> dict:
     """The keys with which LLaMA-Factory trains the run's recipe for so many steps, and leaves nothing."""
     own = run.overrides | SHORT | {"model_name_or_path": shown(options.base), "dataset": f"{options.data}_train"}
-    own |= {
-        "output_dir": shown(SCRATCH / "profile"),
-        "overwrite_output_dir": "true",
-        "max_steps": str(WARM + 2 * STEPS),
-    }
+    own |= {"output_dir": shown(SCRATCH / "profile"), "overwrite_output_dir": "true"}
+    own["max_steps"] = str(WARM + 2 * STEPS)
     return read_recipe(run.recipe, own)
 
 
@@ -113,20 +109,17 @@ def main() -> None:
         print("\n" + json.dumps(tidy(profile(settings_of(runs[0], options)))))
         return
     card = (ask_card("name") or ["CPU"])[0]
-    path = options.out / f"profile-{re.sub('[^a-z0-9]+', '-', card.lower())}.json"
+    path, log = card_file(options.out, card, "profile-"), SCRATCH / "profile.log"
     results = {"gpu": card, "versions": library_versions(), "steps": STEPS, "profiled": []}
     for run, word in zip(runs, options.words, strict=True):
         print(f"{word} ({len(runs) - len(results['profiled'])} to go)", flush=True)
         # A process of its own for each: a card's memory is free again, and settings leave no trace.
         common = ["--one", word, "--model", options.model, "--base", options.base, "--data", options.data]
-        done = subprocess.run([sys.executable, __file__, *map(str, common)], capture_output=True, text=True)
-        if done.returncode:
-            fail(f"{word}: {(done.stderr.strip() or 'no output').splitlines()[-1]}")
-        found = json.loads(done.stdout.splitlines()[-1])
+        check([sys.executable, __file__, *map(str, common)], log)
+        # Libraries may say something as the process ends.
+        [found] = [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"step_s"')]
         results["profiled"].append({"name": run.name, "recipe": shown(run.recipe), "overrides": run.overrides} | found)
-        with whole_file(path) as file:
-            json.dump(results, file, ensure_ascii=False, indent=1)
-            file.write("\n")
+        write_json(path, results)
     print(f"\n{shown(path)}\n{tables.align(tables.profile_lines(results))}")
 
 

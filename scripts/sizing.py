@@ -19,7 +19,7 @@ import argparse
 import json
 from pathlib import Path
 
-from adgen import ROOT, whole_file
+from adgen import ROOT, write_json
 from bench import OTHER_CARD, count_adapter, count_frozen, count_operations, tidy
 from doctor import read_recipe
 
@@ -126,9 +126,7 @@ def main() -> None:
     results["entries"] = compute(bench)
     for row in results["check"]:
         print("{recipe}: {computed_gib} GiB computed, {measured_gib} measured: {error:+.1%}".format(**row))
-    with whole_file(options.out) as file:
-        json.dump(results, file, indent=1)
-        file.write("\n")
+    write_json(options.out, results)
 
 
 if __name__ == "__main__":

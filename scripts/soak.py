@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import psutil
-from adgen import ROOT, fail, installed_versions, whole_file
+from adgen import ROOT, fail, installed_versions, write_json
 from run import LIBRARIES, lock_holder, lock_path
 
 SCRATCH = ROOT / "saves/soak"
@@ -131,9 +131,7 @@ def main() -> None:
     ):
         print(f"{name}: {results[name]}")
     if options.out:
-        with whole_file(options.out) as file:
-            json.dump(results, file, indent=1)
-            file.write("\n")
+        write_json(options.out, results)
     if not (results["same losses at every step"] and results["same adapter"]) or results["tracebacks"]:
         fail(f"the killed training is not as the unbroken one; see {SCRATCH}")
 

@@ -312,7 +312,7 @@ def profile_lines(results: dict, language: str = "en") -> list[list[str]]:
     words, kinds = WORDS[language], list(results["profiled"][0]["shares"])
     lines = [[words.get(head, head) for head in ("run", "step s", *kinds)]]
     for run in results["profiled"]:
-        shares = [show_figure("matmul_share", run["shares"][kind]) for kind in kinds]
+        shares = (f"{run['shares'][kind]:.0%}" for kind in kinds)
         lines.append([run["name"], show_figure("step_s", run["step_s"]), *shares])
     return lines
 
