@@ -32,7 +32,7 @@ export API_MODEL_NAME ?= $(MODEL)
 export LLAMAFACTORY_VERBOSITY ?= WARN
 # Less of the GPU's memory is lost to gaps: the recipes' needs are measured so.
 export PYTORCH_ALLOC_CONF ?= expandable_segments:True
-# From Hopper on, torch takes cuDNN's attention first. It plans anew for each length: good to train with, slow to write with.
+# On an H100 or H200, torch takes cuDNN's attention first. It plans anew for each length: good to train with, slow to write with.
 eval chat webchat api generate desk: export TORCH_CUDNN_SDPA_DEPRIORITIZED ?= 1
 
 # A killed training goes on by itself. FRESH=1 sets it aside and begins anew, RESUME=1 goes on though the recipe has changed.
