@@ -4,8 +4,9 @@ MODEL  ?= llama3_8b
 METHOD ?= qlora
 ARGS   ?=
 
-# `make train`: cards of this machine, and how they share the work: ddp, zero2, zero3 or fsdp. Several machines: torchrun's
-# NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT; restarts after a crash: RDZV_ID, MAX_RESTARTS; Ray instead: USE_RAY=1.
+# `make train` and `make eval`: cards of this machine. To train: how they share the work: ddp, zero2, zero3 or fsdp. Several
+# machines: torchrun's NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT; restarts after a crash: RDZV_ID, MAX_RESTARTS; Ray instead:
+# USE_RAY=1 and MASTER_ADDR, a node of its cluster.
 GPUS     ?= 1
 NNODES   ?= 1
 STRATEGY ?=
@@ -94,17 +95,24 @@ ifneq ($(NNODES),1)
 $(foreach name,$(if $(RDZV_ID),,NODE_RANK) MASTER_ADDR MASTER_PORT,$(if $($(name)),,$(error NNODES=$(NNODES) needs $(name), too)))
 endif
 RAY        := $(filter 1 true,$(USE_RAY))
+ifneq ($(RAY),)
+# Without one LLaMA-Factory asks Ray's dashboard, which is not in our lock.
+$(if $(MASTER_ADDR),,$(error USE_RAY=1 needs MASTER_ADDR, the address of a node that `ray start` joined to the cluster))
+endif
 FIRST_CARD := CUDA_VISIBLE_DEVICES=$(if $(filter undefined,$(origin CUDA_VISIBLE_DEVICES)),0,$$(cut -d, -f1 <<< "$$CUDA_VISIBLE_DEVICES"))
 # LLaMA-Factory calls torchrun by its name. Restarted workers would be told the addresses of those that died (pytorch#135712).
-TORCHRUN   := PATH="$(abspath $(BIN)):$$PATH" FORCE_TORCHRUN=1 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 NNODES=$(NNODES)
+# torchrun gives a process one thread, and for FSDP each quantises the whole base on the CPU.
+THREADS    := $(or $(OMP_NUM_THREADS),$(shell echo $$((($$(nproc) + $(GPUS) - 1) / $(GPUS)))))
+TORCHRUN   := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=$(THREADS) FORCE_TORCHRUN=1 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 \
+NNODES=$(NNODES)
 SHARED     := $(filter-out 1,$(CARDS))$(STRATEGY)
 LAUNCH     := $(if $(RAY),,$(if $(SHARED),$(TORCHRUN) NPROC_PER_NODE=$(GPUS),$(FIRST_CARD)))
-SHARE_ON   := $(if $(SHARED),gradient_accumulation_steps=$(EACH) $(SHARED_$(STRATEGY))) $(if $(RAY),ray_num_workers=$(CARDS))
+SHARE_ON   := $(if $(SHARED),gradient_accumulation_steps=$(EACH) $(SHARED_$(STRATEGY))) $(if $(RAY),ray_num_workers=$(CARDS) master_addr=$(MASTER_ADDR))
 # A machine without a GPU runs as many processes as it is told to, for recipes that need none.
 ENOUGH     := cards=$$({ if [ -v CUDA_VISIBLE_DEVICES ]; then tr , '\n' <<< "$$CUDA_VISIBLE_DEVICES"; else nvidia-smi -L; fi; } 2> /dev/null | grep -c '^[^-]' || true); \
 [ $$cards = 0 ] || [ $(GPUS) -le $$cards ] || { echo "error: GPUS=$(GPUS), and this machine shows $$cards (nvidia-smi -L, CUDA_VISIBLE_DEVICES)" >&2; exit 1; }
-# To predict, one process writes all rows; it sees all of the GPUS, for models that are spread over them.
-PREDICT    := $(if $(filter 1,$(GPUS)),$(FIRST_CARD),$(TORCHRUN) NPROC_PER_NODE=1) $(PY) scripts/run.py
+# To predict, each card has the whole model and writes its share of the rows.
+PREDICT    := $(if $(filter 1,$(GPUS)),$(FIRST_CARD),$(TORCHRUN) NPROC_PER_NODE=$(GPUS)) $(PY) scripts/run.py
 
 # Files that targets wait for.
 READY := $(if $(filter .venv/bin,$(BIN)),.venv/.ready)
@@ -164,7 +172,8 @@ train: $(READY) $(ROWS) $(STAND_IN) ## fine-tune, or go on after a kill (FRESH=1
 	"gradient_accumulation_steps: $(ACCUMULATE); a step takes $$(($(EACH) * $(CARDS))) batches instead of $(ACCUMULATE)"
 	@exec env $(LAUNCH) $(PY) scripts/run.py train $(SFT) $(TRAIN_ON) $(SHARE_ON) $(ARGS)
 
-eval: $(READY) $(ROWS) $(STAND_IN) ## score the untuned and the tuned model on the dev rows
+eval: $(READY) $(ROWS) $(STAND_IN) ## score the untuned and the tuned model on the dev rows (GPUS=<n> shares them out)
+	@$(if $(filter 1,$(GPUS)),,$(ENOUGH))
 	@$(PY) scripts/doctor.py train $(CONFIG)/predict.yaml $(PREDICT_ON) $(TUNED) $(ARGS)
 	@inputs="$$(cat $(CONFIG)/predict_base.yaml $(DEV) $(wildcard $(STAND_IN)) | cksum) $(PREDICT_ON) $(ARGS)"; \
 	if [ "$$inputs" != "$$(cat $(BASE_PREDICTIONS)/inputs.txt 2>/dev/null)" ]; then \

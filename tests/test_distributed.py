@@ -110,12 +110,22 @@ def test_a_step_takes_the_same_rows_on_any_number_of_cards(make, clone, strategy
         where = f"GPUS={cards} NNODES={nodes} NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500".split()
         plan = make(clone, "-n", "train", *where, f"STRATEGY={strategy}", "ROWS=").stdout
         command = [line for line in plan.split("\n") if "run.py train" in line][-1]
+        assert f" OMP_NUM_THREADS={-(-len(os.sched_getaffinity(0)) // cards)} " in command
         assert f"FORCE_TORCHRUN=1 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 NNODES={nodes} " in command
         assert f"NPROC_PER_NODE={cards} " in command
         assert re.search(r"gradient_accumulation_steps=(\d+)", command)[1] == str(each)
         assert set(STRATEGIES[strategy]) == set(re.findall(r"(?:deepspeed|fsdp|fsdp_config)=\S+", command))
     plain = make(clone, "-n", "train", "ROWS=").stdout
     assert "torchrun" not in plain.lower() and "CUDA_VISIBLE_DEVICES=0 " in plain
+
+
+def test_two_processes_write_the_ads_of_one(make, demo, tmp_path):
+    predicted = demo[0] / "saves/Custom/predict/sample_qlora/generated_predictions.jsonl"
+    alone = predicted.read_bytes()
+    predicted.unlink()
+    result = make(demo[0], "eval", "MODEL=tiny", "DATA=sample", "GPUS=2", f"RESULTS={tmp_path}")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert predicted.read_bytes() == alone
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
@@ -130,7 +140,15 @@ def test_deepspeed_keeps_the_schedule_of_every_recipe(name):
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
 def test_ray_without_a_gpu_is_refused(make, clone):
-    assert "USE_RAY=1 needs a GPU" in one_error(make(clone, "train", "MODEL=tiny", "STAND_IN=", "ROWS=", "USE_RAY=1"))
+    words = "train", "MODEL=tiny", "STAND_IN=", "ROWS=", "USE_RAY=1"
+    assert "USE_RAY=1 needs a GPU" in one_error(make(clone, *words, "MASTER_ADDR=10.0.0.1"))
+
+
+def test_ray_is_told_the_node_that_it_would_ask_a_dashboard_for(make, clone):
+    words = "-n", "train", "ROWS=", "GPUS=2", "USE_RAY=1"
+    assert "MASTER_ADDR" in make(clone, *words).stderr
+    plan = make(clone, *words, "MASTER_ADDR=10.0.0.1").stdout
+    assert "ray_num_workers=2 master_addr=10.0.0.1" in plan and "torchrun" not in plan.lower()
 
 
 def test_two_machines_train_like_one(demo, alone, tmp_path):
