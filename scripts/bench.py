@@ -305,15 +305,21 @@ def tidy(value: object) -> object:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
+def stand_in(model: Path) -> tuple[str, int]:
+    """The size of scripts/build_stand_in.py that measures this folder of recipes, and its GB on the disk."""
+    return ("70b", 40) if model.name.endswith("70b") else ("8b", 16)
+
+
 def prepare(options: argparse.Namespace) -> None:
     """Makes the base of random weights where there is none, and the adapter that is predicted with and exported."""
     log, base, adapter = SCRATCH / "prepare.log", shown(options.base), shown(options.adapter)
     if not (options.base / "config.json").is_file():
         if (options.model / "pretrain.yaml").is_file():
             fail(f"{base} holds no model; `make base MODEL={options.model.name}` builds it")
-        print(f"Making {base}: the 8B shape, random weights, 16 GB", flush=True)
+        size, room = stand_in(options.model)
+        print(f"Making {base}: the {size.upper()} shape, random weights, {room} GB", flush=True)
         corpus = f"data/{'adgen_' if options.data == 'adgen' else 'sample/'}train.jsonl"
-        check([sys.executable, "scripts/build_stand_in.py", base, "--size", "8b", "--corpus", corpus], log)
+        check([sys.executable, "scripts/build_stand_in.py", base, "--size", size, "--corpus", corpus], log)
     if not (options.adapter / "adapter_model.safetensors").is_file():
         print(f"Making {adapter}: an adapter after one step", flush=True)
         shutil.rmtree(options.adapter, ignore_errors=True)
@@ -376,7 +382,7 @@ def main() -> None:
     check_gpu((options.model / "sft_qlora.yaml").read_text(encoding="utf-8"))
     named = ROOT / read_recipe(options.model / "chat.yaml")["model_name_or_path"]
     local = named.is_dir() or (options.model / "pretrain.yaml").is_file()
-    options.base = options.base or (named if local else SCRATCH / "8b")
+    options.base = options.base or (named if local else SCRATCH / stand_in(options.model)[0])
     options.adapter = SCRATCH / f"{options.model.name}_{options.base.name}_adapter"
     options.data = options.data or ("adgen" if (ROOT / "data/adgen_card.json").is_file() else "sample")
     prepare(options)

@@ -2,9 +2,12 @@
 
 `--size tiny` is for machines without a GPU: small enough to learn the embedded sample on two CPU cores. `--size 8b` has
 the true shape, vocabulary size and special-token ids of Meta-Llama-3-8B-Instruct, for tests of memory and speed.
+`--size 70b` has those of the 70B model: its layers are all the same, and quantised, 40 GB instead of 141. FSDP takes no
+quantised base: `--layers N` writes so many layers, in bf16.
 """
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -79,6 +82,16 @@ SIZES = {
         "num_key_value_heads": 8,
         "max_position_embeddings": 8192,
     },
+    "70b": {
+        "text_tokens": 128000,
+        "learnt_tokens": 780,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
+    },
 }
 
 
@@ -148,7 +161,7 @@ def build_tokenizer(shape: dict, corpus: Path):
 
 
 def build_model(shape: dict, bos_token_id: int, eos_token_id: int, seed: int):
-    """A LlamaForCausalLM of the given shape; bfloat16 on the GPU where there is one, else float32, random by `seed`."""
+    """A LlamaForCausalLM of the given shape, random by `seed`; a big one bfloat16, on the GPU where there is one."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
@@ -163,9 +176,31 @@ def build_model(shape: dict, bos_token_id: int, eos_token_id: int, seed: int):
         tie_word_embeddings=False,
         **sizes,
     )
-    big = shape is SIZES["8b"]
+    big = shape["hidden_size"] >= SIZES["8b"]["hidden_size"]
     with torch.device("cuda" if big and torch.cuda.is_available() else "cpu"):
         return LlamaForCausalLM._from_config(config, dtype=torch.bfloat16 if big else torch.float32)
+
+
+def quantise(model, layers: int, folder: Path):
+    """A LlamaForCausalLM of one layer in NF4, as the recipes quantise, with copies of the layer until it has `layers`.
+
+    `folder`, empty, is given to what is read back quantised.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig, LlamaForCausalLM
+
+    model.save_pretrained(folder)
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=torch.bfloat16,
+    )
+    small = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=nf4)
+    small.model.layers.extend(copy.deepcopy(small.model.layers[0]) for _ in range(layers - 1))
+    small.config.num_hidden_layers = layers
+    return small
 
 
 def main() -> None:
@@ -178,17 +213,26 @@ def main() -> None:
         default=ROOT / "data/sample/train.jsonl",
         help="JSON lines file that the tokenizer learns from (default: the embedded sample)",
     )
+    parser.add_argument("--layers", type=int, help="other than the size has, and not quantised")
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
+    if options.layers is not None and options.layers < 1:
+        parser.error("--layers is at least 1")
     folder: Path = options.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         fail(f"{folder} exists and is not an empty folder; remove it or name another one")
 
-    shape = SIZES[options.size]
+    shape = SIZES[options.size] | ({"num_hidden_layers": options.layers} if options.layers else {})
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     tokenizer = build_tokenizer(shape, options.corpus)
-    model = build_model(shape, tokenizer.bos_token_id, tokenizer.eos_token_id, options.seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    ids = tokenizer.bos_token_id, tokenizer.eos_token_id, options.seed
+    if options.size == "70b" and not options.layers:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            one = build_model(shape | {"num_hidden_layers": 1}, *ids)
+            model = quantise(one, shape["num_hidden_layers"], Path(scratch))
+    else:
+        model = build_model(shape, *ids)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
     try:
         model.save_pretrained(partial)

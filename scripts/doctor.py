@@ -93,12 +93,16 @@ def ask_cards(query: str) -> str:
 
 
 def measured_peak(recipe: Path) -> float | None:
-    """GiB of GPU memory that a recipe took at most on any measured card, as it stands."""
-    runs = [
-        entry for path in ROOT.glob("results/bench/*.json") for entry in json.loads(path.read_text()).get("runs", [])
-    ]
+    """GiB of GPU memory that a recipe took at most on any measured card, as it stands.
+
+    Where it ran with little of a card left, what it took there: with more, loading sets aside half of the bf16 weights.
+    """
+    files = [*ROOT.glob("results/bench/*.json"), ROOT / "results/distributed.json"]
+    runs = [entry for path in files if path.exists() for entry in json.loads(path.read_text()).get("runs", [])]
     name = str(recipe.resolve().relative_to(ROOT)) if recipe.resolve().is_relative_to(ROOT) else str(recipe)
-    return max((one["peak_gib"] for one in runs if one["recipe"] == name and not one["overrides"]), default=None)
+    own = [one for one in runs if one.get("recipe") == name and not one.get("overrides")]
+    tight = [one["peak_gib_per_process"] for one in own if one.get("left_gib") and one["cards"] == 1]
+    return max(tight or [one["peak_gib"] for one in own if "peak_gib" in one], default=None)
 
 
 def check_gpu(header: str, settings: dict | None = None, recipe: Path | None = None) -> str:
@@ -120,7 +124,9 @@ def check_gpu(header: str, settings: dict | None = None, recipe: Path | None = N
         fail(f'{name} (compute capability {capability}) has no bf16: ARGS="bf16=false fp16=true"')
     # A card that shares the machine's memory tells none of its own.
     sizes = [float(size) / 1024 for size in re.findall(r", (\d+), [\d.]+ *$", cards, re.MULTILINE)]
-    free, peak = min(sizes, default=float("inf")), measured_peak(recipe or Path())
+    # What cards share out, each needs less of.
+    shared = {"fsdp", "deepspeed"} & set(settings or {})
+    free, peak = min(sizes, default=float("inf")), None if shared else measured_peak(recipe or Path())
     said = f"{name}, driver {driver}, {free:.1f} GiB free; "
     if peak and free < peak:
         raise Warning(f"{said}this recipe took {peak:.1f}: end what else is on the card (nvidia-smi), or METHOD=qlora")

@@ -14,6 +14,7 @@ import pytest
 import tables
 import yaml
 from adgen import ROOT, read_json_lines
+from safetensors.torch import load_file
 
 RUNS = [
     "plain",
@@ -130,6 +131,22 @@ def test_random_weights_of_the_8b_shape_write_what_is_cut_like_chinese():
     assert all(re.fullmatch(r"[\u4e00-\u9fff]{2}", text) for text in texts)
     # Text never becomes fillers, so its length is that of the learnt tokens.
     assert max(tokenizer("".join(texts), add_special_tokens=False)["input_ids"]) < 780
+
+
+def test_a_base_that_is_quantised_already_trains(tmp_path):
+    shape, sample = build_stand_in.SIZES["tiny"], ROOT / "data/sample/train.jsonl"
+    tokenizer = build_stand_in.build_tokenizer(shape, sample)
+    ids = tokenizer.bos_token_id, tokenizer.eos_token_id
+    one = build_stand_in.build_model(shape | {"num_hidden_layers": 1}, *ids, seed=1)
+    build_stand_in.quantise(one, 3, tmp_path / "one").save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    words = [f"model_name_or_path={tmp_path / 'base'}", f"output_dir={tmp_path / 'out'}", "dataset=sample_train"]
+    words += ["max_steps=1", *(f"{key}={value}" for key, value in bench.SHORT.items())]
+    command = [*bench.PROGRAM, "train", "configs/tiny/sft_qlora.yaml", *words]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for file, end in (("base/model", "weight.quant_state.bitsandbytes__nf4"), ("out/adapter_model", "lora_A.weight")):
+        assert sum(name.endswith(f"q_proj.{end}") for name in load_file(tmp_path / f"{file}.safetensors")) == 3
 
 
 def test_tokens_are_those_of_the_rows_packed_or_not(runs, lengths):

@@ -77,6 +77,7 @@ def test_all_is_well(look, make, project):
     [
         ({"free": 12000}, "warning", "11.7 GiB free"),
         ({"free": 12000, "cards": 2}, "warning", "11.7 GiB free"),
+        ({"free": 12000, "args": "fsdp=full_shard"}, "ok", "was not measured"),
         ({"free": "[N/A]"}, "ok", "took"),
         ({"capability": "7.5"}, "wrong", "bf16=false fp16=true"),
         ({"capability": "7.5", "args": "bf16=false"}, "ok", "NVIDIA H300"),
@@ -88,6 +89,11 @@ def test_all_is_well(look, make, project):
 def test_card(look, card, status, said):
     line = look("METHOD=lora", **card)["gpu"]
     assert line[0] == status and said in line[1], line
+
+
+def test_a_card_of_48_gb_is_enough_for_what_took_more_of_a_larger_one(look):
+    assert look("MODEL=llama3_70b", free=45000)["gpu"][0] == "ok"
+    assert look("MODEL=llama3_70b", free=42000)["gpu"][0] == "warning"
 
 
 def test_recipe_that_was_not_measured(look, project):

@@ -1,10 +1,10 @@
 """Every recipe under configs/ is one that LLaMA-Factory accepts, and no two of them contradict each other."""
 
 import dataclasses
-import json
 import os
 import re
 
+import doctor
 import pytest
 import yaml
 from adgen import ROOT
@@ -131,12 +131,10 @@ def test_header_says_what_it_needs_runs_and_leaves(recipe):
 
 
 def test_header_says_the_memory_that_was_measured(recipe):
-    runs = [run for path in ROOT.glob("results/bench/*.json") for run in json.loads(path.read_text()).get("runs", [])]
-    peaks = [run["peak_gib"] for run in runs if run["recipe"] == str(recipe.relative_to(ROOT)) and not run["overrides"]]
     # An export takes no GPU; the card is not empty for that.
-    peaks = [peak for peak in peaks if peak and verb(recipe) == "train"]
+    peak = doctor.measured_peak(recipe) if verb(recipe) == "train" else None
     header = recipe.read_text(encoding="utf-8").split("\n\n")[0]
-    assert re.findall(r"([\d.]+) GiB used", header) == ([f"{max(peaks):.1f}"] if peaks else [])
+    assert re.findall(r"([\d.]+) GiB used", header) == ([f"{peak:.1f}"] if peak else [])
 
 
 def test_groups_and_keys_in_one_order(recipe):
