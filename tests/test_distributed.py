@@ -120,10 +120,11 @@ def test_a_step_takes_the_same_rows_on_any_number_of_cards(make, clone, strategy
 
 
 def test_two_processes_write_the_ads_of_one(make, demo, tmp_path):
-    predicted = demo[0] / "saves/Custom/predict/sample_qlora/generated_predictions.jsonl"
+    folder = shutil.copytree(demo[0], tmp_path / "clone", symlinks=True)
+    predicted = folder / "saves/Custom/predict/sample_qlora/generated_predictions.jsonl"
     alone = predicted.read_bytes()
     predicted.unlink()
-    result = make(demo[0], "eval", "MODEL=tiny", "DATA=sample", "GPUS=2", f"RESULTS={tmp_path}")
+    result = make(folder, "eval", "MODEL=tiny", "DATA=sample", "GPUS=2")
     assert result.returncode == 0, result.stderr[-2000:]
     assert predicted.read_bytes() == alone
 
