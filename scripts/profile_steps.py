@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tables
 from adgen import ROOT, fail, write_json
-from bench import SHORT, Run, library_versions, plan, tidy
+from bench import SHORT, Run, library_versions, plan, stand_in, tidy
 from cost import SCRATCH, ask_card, card_file, check, shown
 from doctor import read_recipe
 
@@ -96,14 +96,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="RUN", help="what to profile, as `bench.py` names it")
     parser.add_argument("--model", type=Path, default=ROOT / "configs/llama3_8b", help="folder of recipes")
-    parser.add_argument("--base", type=Path, default=SCRATCH / "8b", help="folder of the base model")
+    parser.add_argument("--base", type=Path, help="folder of the base model (default: what `make bench` made)")
     parser.add_argument("--data", default="adgen", help="rows: adgen or sample")
     parser.add_argument("--out", type=Path, default=ROOT / "results/bench", help="folder for profile-<gpu>.json")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.chdir(ROOT)
+    options.base = options.base or SCRATCH / stand_in(options.model)[0]
     if not (options.base / "config.json").is_file():
-        fail(f"{options.base} holds no model; `make bench` makes one")
+        fail(f"{shown(options.base)} holds no model; `make bench MODEL={options.model.name}` makes one")
     runs = plan(options.model, options.words)
     if options.one:
         print("\n" + json.dumps(tidy(profile(settings_of(runs[0], options)))))

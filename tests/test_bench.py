@@ -15,6 +15,7 @@ import tables
 import yaml
 from adgen import ROOT, read_json_lines
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 RUNS = [
     "plain",
@@ -134,12 +135,11 @@ def test_random_weights_of_the_8b_shape_write_what_is_cut_like_chinese():
 
 
 def test_a_base_that_is_quantised_already_trains(tmp_path):
-    shape, sample = build_stand_in.SIZES["tiny"], ROOT / "data/sample/train.jsonl"
-    tokenizer = build_stand_in.build_tokenizer(shape, sample)
-    ids = tokenizer.bos_token_id, tokenizer.eos_token_id
-    one = build_stand_in.build_model(shape | {"num_hidden_layers": 1}, *ids, seed=1)
-    build_stand_in.quantise(one, 3, tmp_path / "one").save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    build = [sys.executable, "scripts/build_stand_in.py", "--size", "tiny", "--layers", "1", tmp_path / "one"]
+    subprocess.run(build, cwd=ROOT, check=True)
+    one = LlamaForCausalLM.from_pretrained(tmp_path / "one")
+    build_stand_in.quantise(one, 3, tmp_path / "again").save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "base")
     words = [f"model_name_or_path={tmp_path / 'base'}", f"output_dir={tmp_path / 'out'}", "dataset=sample_train"]
     words += ["max_steps=1", *(f"{key}={value}" for key, value in bench.SHORT.items())]
     command = [*bench.PROGRAM, "train", "configs/tiny/sft_qlora.yaml", *words]
