@@ -109,8 +109,8 @@ SHARED     := $(filter-out 1,$(CARDS))$(STRATEGY)
 LAUNCH     := $(if $(RAY),,$(if $(SHARED),$(TORCHRUN) NPROC_PER_NODE=$(GPUS),$(FIRST_CARD)))
 SHARE_ON   := $(if $(SHARED),gradient_accumulation_steps=$(EACH) $(SHARED_$(STRATEGY))) $(if $(RAY),ray_num_workers=$(CARDS) master_addr=$(MASTER_ADDR))
 # A machine without a GPU runs as many processes as it is told to, for recipes that need none.
-ENOUGH     := cards=$$({ if [ -v CUDA_VISIBLE_DEVICES ]; then tr , '\n' <<< "$$CUDA_VISIBLE_DEVICES"; else nvidia-smi -L; fi; } 2> /dev/null | grep -c '^[^-]' || true); \
-[ $$cards = 0 ] || [ $(GPUS) -le $$cards ] || { echo "error: GPUS=$(GPUS), and this machine shows $$cards (nvidia-smi -L, CUDA_VISIBLE_DEVICES)" >&2; exit 1; }
+ENOUGH     := $(if $(filter 1,$(GPUS)),,cards=$$({ if [ -v CUDA_VISIBLE_DEVICES ]; then tr , '\n' <<< "$$CUDA_VISIBLE_DEVICES"; else nvidia-smi -L; fi; } 2> /dev/null | grep -c '^[^-]' || true); \
+[ $$cards = 0 ] || [ $(GPUS) -le $$cards ] || { echo "error: GPUS=$(GPUS), and this machine shows $$cards (nvidia-smi -L, CUDA_VISIBLE_DEVICES)" >&2; exit 1; })
 # To predict, each card has the whole model and writes its share of the rows.
 PREDICT    := $(if $(filter 1,$(GPUS)),$(FIRST_CARD),$(TORCHRUN) NPROC_PER_NODE=$(GPUS)) $(PY) scripts/run.py
 
@@ -165,7 +165,7 @@ data/adgen_card.json data/adgen_train.jsonl: | $(READY)
 	@$(PY) scripts/prepare_data.py $(RAW)
 
 train: $(READY) $(ROWS) $(STAND_IN) ## fine-tune, or go on after a kill (FRESH=1: anew; GPUS=<n> STRATEGY=<ddp, zero2, zero3, fsdp>)
-	@$(if $(filter 1,$(GPUS)),,$(ENOUGH))
+	@$(ENOUGH)
 	@$(if $(RAY),nvidia-smi -L > /dev/null 2>&1 || { echo "error: USE_RAY=1 needs a GPU; LLaMA-Factory would wait for ever" >&2; exit 1; })
 	@$(PY) scripts/doctor.py train $(SFT) $(TRAIN_ON) $(SHARE_ON) $(ARGS)
 	@test $$(($(EACH) * $(CARDS))) = $(ACCUMULATE) || test -z "$(SHARED)" || echo "note: $(CARDS) cards do not divide the recipe's" \
@@ -173,7 +173,7 @@ train: $(READY) $(ROWS) $(STAND_IN) ## fine-tune, or go on after a kill (FRESH=1
 	@exec env $(LAUNCH) $(PY) scripts/run.py train $(SFT) $(TRAIN_ON) $(SHARE_ON) $(ARGS)
 
 eval: $(READY) $(ROWS) $(STAND_IN) ## score the untuned and the tuned model on the dev rows (GPUS=<n> shares them out)
-	@$(if $(filter 1,$(GPUS)),,$(ENOUGH))
+	@$(ENOUGH)
 	@$(PY) scripts/doctor.py train $(CONFIG)/predict.yaml $(PREDICT_ON) $(TUNED) $(ARGS)
 	@inputs="$$(cat $(CONFIG)/predict_base.yaml $(DEV) $(wildcard $(STAND_IN)) | cksum) $(PREDICT_ON) $(ARGS)"; \
 	if [ "$$inputs" != "$$(cat $(BASE_PREDICTIONS)/inputs.txt 2>/dev/null)" ]; then \
