@@ -2,8 +2,8 @@
 
   python examples/client.py '类型#裙*颜色#白色*风格#甜美'
 
-BASE_URL names another server, and API_KEY is its key. The official `openai` package works as well, with
-base_url="http://127.0.0.1:8000/v1" and any model name; httpx spares you the package.
+BASE_URL in the environment names another server, and API_KEY is its key. The official `openai` package works as well:
+base_url="http://127.0.0.1:8000/v1", and any model name. This program uses httpx, which is installed anyway.
 """
 
 import json
@@ -19,7 +19,7 @@ client = httpx.Client(
     timeout=120,
     trust_env=False,
 )
-# The server adds the system prompt and the sampling of its recipe; temperature, top_p and max_tokens may be set here.
+# The server adds the system prompt and the sampling of its recipe. A request may set temperature, top_p and max_tokens.
 request = {
     "model": client.get("models").raise_for_status().json()["data"][0]["id"],
     "messages": [{"role": "user", "content": attributes}],

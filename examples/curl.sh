@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a running server (`make api`) answers: its models, an ad, and an ad as a stream of events.
-# BASE_URL names another server, API_KEY its key.
+# Asks a running server (`make api`) for its models, for an ad, and for an ad as a stream of events.
+# BASE_URL in the environment names another server, and API_KEY is its key.
 set -euo pipefail
 base=${BASE_URL:-http://127.0.0.1:8000}/v1
 ask=(curl --silent --show-error --fail-with-body --noproxy 127.0.0.1 --header "Authorization: Bearer ${API_KEY:-}")

@@ -1,10 +1,15 @@
-"""A page for copywriters: put a product together, read several ads for it, copy one; or upload a table of products.
+"""A page for copywriters: describe a product, read several ads for it and copy one, or upload a table of products.
 
-  python scripts/desk.py --server http://127.0.0.1:8000
+  MODEL=tiny DATA=sample python scripts/desk.py
 
-In each ad the attributes that it names are green, those that it misses grey, known ones that the product does not have
-red. The best ad comes first, by the rule of generate.py, which also writes the ads of a table. GRADIO_SERVER_NAME and
-GRADIO_SERVER_PORT are the page's address; other machines than this one log in as `desk` with the password API_KEY.
+The page marks the attributes in each ad: green if the ad names it, grey if it does not, red if the ad names a known
+value that the product does not have. Ads are ranked by attributes named, then by values invented, then by length.
+scripts/generate.py writes the ads of a table.
+
+MODEL, METHOD, DATA and EXPORTED in the environment choose the model, as for `make`. Without --server or SERVER, a
+server with that model is started, which ends with the page. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT are the page's
+address, by default http://127.0.0.1:7860. If other machines can reach the page, it asks for the user `desk` and the
+password API_KEY.
 """
 
 import argparse
@@ -17,34 +22,45 @@ import sys
 import tempfile
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from adgen import ROOT, parse_attributes
-from chat_server import client_options, own_server
-from doctor import check_server, is_loopback
-from generate import judge, known_products, read_settings
-from prepare_data import tidy
+from lib.attributes import parse_attributes, tidy
+from lib.candidates import judge, known_products
+from lib.chat_client import client_options, find_model, request_of
+from lib.choices import read_choices, served_overrides
+from lib.files import ROOT
+from lib.metrics import vocabulary
+from lib.recipes import check_overrides, read_recipe
+from lib.servers import check_server, opened_by, own_server
 
-# Characters of an attribute string; AdGen's are all shorter.
+# Characters of an attribute string. AdGen's are all shorter.
 LONGEST = 500
+# How many values the page offers for a key of a type.
+OFFERED = 300
 SIGNS = {"covered": "✓", "missing": "缺", "invented": "多"}
 
 
 def known_values(products: list[str]) -> dict[str, dict[str, list[str]]]:
-    """Type → key → the values that such products have, the most frequent first; the type "" is any."""
+    """Product type → key → its values in these attribute strings, the most frequent first. The type "" is any type."""
     counts = defaultdict(lambda: defaultdict(Counter))
     for pairs in map(parse_attributes, products):
         for kind in {dict(pairs).get("类型", ""), ""}:
             for key, value in pairs:
                 counts[kind][key][value] += 1
-    tops = {kind: {key: values.most_common(300) for key, values in keys.items()} for kind, keys in counts.items()}
-    return {kind: {key: [value for value, _ in top] for key, top in keys.items()} for kind, keys in tops.items()}
+    return {
+        kind: {key: [value for value, _ in values.most_common(OFFERED)] for key, values in keys.items()}
+        for kind, keys in counts.items()
+    }
 
 
 def show(product: str, ad: str, values: dict, whole: bool = False) -> str:
-    """An ad as HTML, its attributes marked, a whole one with a button that copies it; `values`: scores.vocabulary's."""
+    """An ad as HTML, with its attributes marked. A whole ad gets a button that copies it.
+
+    values: see `lib.metrics.vocabulary`.
+    """
     found = judge(product, ad, values)
     kinds = {value: "covered" for _, value in parse_attributes(product)}
     kinds |= dict.fromkeys(found.missing, "missing") | dict.fromkeys(found.invented, "invented")
@@ -59,25 +75,26 @@ def show(product: str, ad: str, values: dict, whole: bool = False) -> str:
     return f'<div class="ad">{copy}<p>{text or "…"}</p>{"".join(spans)}</div>'
 
 
-async def write(server: str, request: dict, values: dict, content: str, count: int):
-    """Yields the HTML of `count` ads while they are being written, and at the end without doubles, the best first."""
+async def stream(client, body: dict, ads: list[str], number: int) -> None:
+    """Asks for one ad as a stream, and adds each piece of it to `ads[number]`."""
+    async with client.stream("POST", "chat/completions", json=body | {"stream": True}) as answer:
+        async for line in answer.raise_for_status().aiter_lines():
+            if line.startswith("data: {"):
+                for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                    ads[number] += choice["delta"].get("content") or ""
+
+
+async def write(server: str, request: dict, values: dict, content: str, count: int) -> AsyncIterator[str]:
+    """Yields the HTML of `count` ads while the server writes them; at the end without repeated ads, the best first."""
     import gradio as gr
     import httpx
 
     product, ads = tidy(content or ""), [""] * count
     if not parse_attributes(product) or len(product) > LONGEST:
         raise gr.Error(f"请填写属性，形如 类型#裙*颜色#白色，不超过 {LONGEST} 字", print_exception=False)
-    body = request | {"messages": [*request["messages"], {"role": "user", "content": product}], "stream": True}
-
-    async def fill(number: int) -> None:
-        async with client.stream("POST", "chat/completions", json=body) as answer:
-            async for line in answer.raise_for_status().aiter_lines():
-                if line.startswith("data: {"):
-                    for choice in json.loads(line.removeprefix("data: "))["choices"]:
-                        ads[number] += choice["delta"].get("content") or ""
-
+    body = request | {"messages": [*request["messages"], {"role": "user", "content": product}]}
     async with httpx.AsyncClient(**client_options(server), timeout=600) as client:
-        tasks = [asyncio.create_task(fill(number)) for number in range(count)]
+        tasks = [asyncio.create_task(stream(client, body, ads, number)) for number in range(count)]
         try:
             while (await asyncio.wait(tasks, timeout=0.1))[1]:
                 yield "".join(show(product, ad, values) for ad in ads)
@@ -91,38 +108,36 @@ async def write(server: str, request: dict, values: dict, content: str, count: i
     yield "".join(show(product, ad, values, whole=True) for ad in best)
 
 
-async def write_table(command: list, overrides: list[str], path: str | None, count: int):
-    """Yields what generate.py says while it writes the ads of a table, and at the end the file with them."""
+async def write_table(command: list, overrides: list[str], path: str | None, count: int) -> AsyncIterator[tuple]:
+    """Yields what generate.py prints while it writes the ads of a table; at the end also the file with the ads."""
     import gradio as gr
 
     if not path:
         raise gr.Error("请先选择商品表", print_exception=False)
-    said, pipes = b"", {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
+    printed, pipes = b"", {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, f"{Path(path).stem}_ads.csv")
         command = [*command, "--n", str(count), path, output, *overrides]
         process = await asyncio.create_subprocess_exec(*command, **pipes)
         try:
             while piece := await process.stdout.read(4096):
-                said += piece
-                yield said.decode("utf-8", "replace").strip().split("\r")[-1], gr.File(visible=False)
+                printed += piece
+                yield printed.decode("utf-8", "replace").strip().split("\r")[-1], gr.File(visible=False)
             await process.wait()
         finally:
             if process.returncode is None:
                 process.terminate()
-        text = re.sub(".*\r", "", said.decode("utf-8", "replace")).replace(f"{folder}/", "").strip()
+        text = re.sub(".*\r", "", printed.decode("utf-8", "replace")).replace(f"{folder}/", "").strip()
         yield text, gr.File(str(output), visible=True) if output.exists() else None
 
 
-def build(server: str, options: argparse.Namespace):
-    """The page, over a server's base URL."""
+def build(server: str, request: dict, overrides: list[str]):
+    """The page as Gradio blocks. request: what all requests to the server have in common."""
     import gradio as gr
-    import scores
 
-    request, products = read_settings(options)["request"], known_products()
-    values, known = scores.vocabulary(products), known_values(products)
-    command = [sys.executable, ROOT / "scripts/generate.py", "--server", server, "--recipe", options.recipe]
-    command += ["--model", request["model"]]
+    products = known_products()
+    values, known = vocabulary(products), known_values(products)
+    command = [sys.executable, ROOT / "scripts/generate.py", "--server", server, "--model", request["model"]]
 
     def keys_of(kind: str) -> dict[str, list[str]]:
         return known.get(kind, known[""])
@@ -155,25 +170,29 @@ def build(server: str, options: argparse.Namespace):
         key.input(lambda *chosen: gr.Dropdown(keys_of(chosen[0]).get(chosen[1], []), value=None), [kind, key], value)
         value.input(choose_value, [content, key, value], [content, value])
         start.click(partial(write, server, request, values), [content, count], cards)
-        start_table.click(partial(write_table, command, options.overrides), [upload, count], [said, download])
+        start_table.click(partial(write_table, command, overrides), [upload, count], [said, download])
     return page.queue(default_concurrency_limit=8)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe")
-    parser.add_argument("--server", metavar="URL", help="an OpenAI-compatible server (default: one of its own)")
-    parser.add_argument("--model", help="the server's name for the model (default: its only one)")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "configs/llama3_8b/chat.yaml", help="chat recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the chat recipe")
+    server = os.environ.get("SERVER")
+    parser.add_argument("--server", metavar="URL", default=server, help="ask this OpenAI-compatible server; start none")
+    parser.add_argument("--model", help="the server's name for the model (default: its only model)")
     options = parser.parse_intermixed_args()
+    choices, overrides = read_choices(), check_overrides(options.overrides, "api")
+    recipe = read_recipe(ROOT / choices.recipe("chat"), [*served_overrides(choices), *overrides])
     host, port = check_server("desk")
-    # Gradio 5 warns of Gradio 6.
+    login = ("desk", os.environ["API_KEY"]) if opened_by("desk") else None
+    # Gradio 5 warns of changes in Gradio 6.
     warnings.simplefilter("ignore", DeprecationWarning)
-    with nullcontext(options.server) if options.server else own_server(options.recipe, options.overrides) as server:
-        options.server, options.n = server, 1
-        page = build(server, options)
-        login = None if host == "localhost" or is_loopback(host) else ("desk", os.environ["API_KEY"])
-        page.launch(server_name=host, server_port=port, auth=login, show_api=False, max_file_size="20mb")
+    try:
+        with nullcontext(options.server) if options.server else own_server(overrides) as server:
+            page = build(server, request_of(recipe, options.model or find_model(server)), overrides)
+            page.launch(server_name=host, server_port=port, auth=login, show_api=False, max_file_size="20mb")
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -4,19 +4,32 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from adgen import ROOT
+from common import BIN, WRITTEN
+from filelock import FileLock
+from lib.files import ROOT
 
-BIN = Path(sys.executable).parent
+pytest_plugins = ["served"]
 # What `make test ARGS=…` was called with is not for the programs under test.
 for name in re.findall(r"^(?:export )?([A-Z_]+) +\?=", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE):
     os.environ.pop(name, None)
 for name in [name for name in os.environ if name.startswith(("MAKE", "MFLAGS"))]:
     del os.environ[name]
+# Two workers share two cores, and threads that wait for each other spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tests that need the demo's models, and sorts the files: one worker makes them, the other goes on."""
+    trained = set()
+    for item in items:
+        if {"demo", "api", "desk"} & set(item.fixturenames):
+            item.add_marker("trained")
+            trained.add(item.path)
+    items.sort(key=lambda item: (item.path.stem != "test_pipeline", item.path in trained))
 
 
 @pytest.fixture(autouse=True)
@@ -30,12 +43,9 @@ def environment():
 def copy_project(tmp_path_factory):
     """A function that copies the project's files (not what runs wrote, not .venv) to a new folder."""
 
-    def copy() -> Path:
-        folder = tmp_path_factory.mktemp("project") / "clone"
-        ignore = shutil.ignore_patterns(
-            ".git", ".venv", ".whl", "saves", "exports", "adgen_*", "__pycache__", ".*_cache"
-        )
-        shutil.copytree(ROOT, folder, symlinks=True, ignore=ignore)
+    def copy(folder: Path | None = None) -> Path:
+        folder = folder or tmp_path_factory.mktemp("project") / "clone"
+        shutil.copytree(ROOT, folder, symlinks=True, ignore=shutil.ignore_patterns(*WRITTEN))
         return folder
 
     return copy
@@ -66,9 +76,16 @@ def make():
 
 
 @pytest.fixture(scope="session")
-def demo(make, copy_project):
-    """The folder and the output of a finished demo."""
-    folder = copy_project()
-    result = make(folder, "demo", timeout=1800)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return folder, result.stdout
+def demo(make, copy_project, tmp_path_factory):
+    """The folder and the output of a finished `make demo`. All workers share it, so it is only read."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    folder, output = shared / "demo", shared / "demo.txt"
+    with FileLock(shared / "demo.lock"):
+        if not output.exists():
+            # The demo is what all others wait for, so it has both cores.
+            result = make(copy_project(folder), "demo", timeout=1800, OMP_NUM_THREADS="2")
+            assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+            output.write_text(result.stdout + result.stderr)
+    return folder, output.read_text()

@@ -5,8 +5,7 @@ import shutil
 import struct
 
 import pytest
-from adgen import ROOT, read_json_lines
-from run import sha256
+from lib.files import ROOT, read_json_lines, sha256
 
 PEAKS = [
     run["peak_gib"]

@@ -1,97 +1,153 @@
-"""What the documents and the heads of the recipes name exists, and what exists is named there."""
+"""Documents name only what exists, name all of it, say the same in both languages, and are short."""
 
 import re
+import shlex
+from pathlib import Path
 
 import pytest
-from adgen import ROOT
+from lib.files import ROOT
+from lib.recipes import known_keys
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
-DOCUMENTS = [*READMES, ROOT / "data/README.md", *sorted((ROOT / "examples").glob("*.md"))]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAIRS = [READMES, [ROOT / "docs/catalogue.md", ROOT / "docs/catalogue_zh.md"]]
+DOCUMENTS = [*READMES, ROOT / "CONTRIBUTING.md", *PAGES, ROOT / "data/README.md", *sorted(ROOT.glob("examples/*.md"))]
 RECIPES = sorted((ROOT / "configs").glob("*/*.yaml"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-TARGETS = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE))
-# Written by runs, or at home elsewhere.
-MADE = ("saves/", "exports/", "results/llama3_8b", "data/adgen_", "data/raw", ".venv")
-FOLDERS = ("configs", "data", "dataset_info", "docs", "examples", "llamaboard_config", "results", "scripts", "tests")
+TARGETS = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
+PROGRAMS = "\n".join(
+    path.read_text(encoding="utf-8")
+    for folder in ("scripts", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+)
+FOLDERS = ["configs", "data", "dataset_info", "docs", "examples", "llamaboard_config", "results", "scripts"]
+FOLDERS += ["benchmarks", "tests"]
+# Written by runs, or named as an example.
+MADE = ("saves/", "exports/", "results/llama3_8b", "results/mine", "data/adgen_", "data/raw", ".venv")
+# Variables of LLaMA-Factory, torch and the hubs' libraries that our programs do not read themselves.
+THEIRS = {"MAX_CONCURRENT", "HF_ENDPOINT", "MAX_RESTARTS", "OPENAI_BASE_URL", "API_MODEL_NAME", "FUZZ"}
+LENGTH = 150
 
 
-def code(path):
-    """The text of a recipe's head, or of a document's code, in blocks and in lines."""
-    text = path.read_text(encoding="utf-8")
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path: Path) -> list[str]:
+    """The shell blocks of a document."""
+    return re.findall(r"^```(?:sh|bash)\n(.*?)^```", read(path), re.DOTALL | re.MULTILINE)
+
+
+def prose(path: Path) -> str:
+    """A document without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", read(path), flags=re.DOTALL | re.MULTILINE)
+
+
+def code(path: Path) -> str:
+    """The code of a document, in blocks and in lines; of a recipe, its comments."""
     if path.suffix == ".yaml":
-        return "\n".join(line for line in text.split("\n") if line.startswith("# "))
-    fence = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-    blocks = [block for language, block in fence.findall(text) if language != "mermaid"]
-    return "\n".join(blocks + re.findall(r"`([^`\n]+)`", fence.sub("", text)))
+        return "\n".join(line for line in read(path).split("\n") if line.startswith("# "))
+    return "\n".join(
+        blocks(path) + re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", read(path), flags=re.S | re.M))
+    )
 
 
-@pytest.fixture(params=[*DOCUMENTS, *RECIPES], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.fixture(params=[*DOCUMENTS, *RECIPES], ids=name)
 def document(request):
     return request.param
 
 
+@pytest.fixture(params=DOCUMENTS, ids=name)
+def page(request):
+    return request.param
+
+
+# --- what documents name ---
+
+
 def test_paths_exist(document):
-    text = document.read_text(encoding="utf-8") if document.suffix == ".md" else code(document)
-    # A published result's source stands in another repository.
-    text = re.sub(r"<!-- results:begin published.*?results:end", "", text, flags=re.DOTALL)
-    named = set(re.findall(rf"(?<![\w/.-])((?:{'|'.join(FOLDERS)})/[\w./-]*\w)", text))
-    links = set(re.findall(r"\]\((?!http)([^)#]+)\)", text)) if document.suffix == ".md" else set()
-    missing = [path for path in named if not path.startswith(MADE) and not (ROOT / path).exists()]
-    missing += [path for path in links if not path.startswith(MADE) and not (document.parent / path).exists()]
-    assert not missing
+    text = read(document) if document.suffix == ".md" else code(document)
+    named = re.findall(rf"(?<![\w/.-])((?:{'|'.join(FOLDERS)})/[\w./*-]*\w)", text)
+    assert not [path for path in named if not path.startswith(MADE) and not any(ROOT.glob(path))]
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a document."""
+    headings = re.findall(r"^#+ (.*)", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", read(page)):
+        target, _, anchor = link.partition("#")
+        path = page.parent / target if target else page
+        assert path.exists(), link
+        assert not anchor or anchor in anchors(path), link
 
 
 def test_targets_and_variables_exist(document):
     text = re.sub(r'"[^"\n]*"|<[^>\n]*>', "x", code(document))
-    for command in re.findall(r"\bmake((?: +[A-Z_]+=[^\s`]*| +[a-z]+)+)", text):
+    for command in re.findall(r"\bmake((?: +[A-Z_]+=[^\s`]*| +[a-z-]+)+)", text):
         assert {word for word in command.split() if "=" not in word} <= TARGETS, command
-    named = re.findall(r"\$\(([A-Z_]+)\)|^(?:[a-z ]+: )?(?:export )?([A-Z_]+) +\?=", MAKEFILE, re.M)
-    known = {name for pair in named for name in pair}
-    assert set(re.findall(r"\b([A-Z][A-Z_]+)=", text)) <= known | ENVIRONMENT
+    known = set(re.findall(r"^(?:export )?([A-Z_]+) +\?=", MAKEFILE, re.MULTILINE))
+    known |= set(re.findall(r'"([A-Z][A-Z_]+)"', PROGRAMS)) | THEIRS
+    assert set(re.findall(r"\b([A-Z][A-Z_]+)=", text)) <= known
 
 
-# Variables that LLaMA-Factory, torch and the hubs' libraries document.
-ENVIRONMENT = {"GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "API_HOST", "API_PORT", "API_KEY", "API_MODEL_NAME"}
-ENVIRONMENT |= {
-    "NAME",
-    "USE_MODELSCOPE_HUB",
-    "MAX_CONCURRENT",
-    "HF_ENDPOINT",
-    "HF_HUB_OFFLINE",
-    "OPENAI_BASE_URL",
-    "CUDA_VISIBLE_DEVICES",
-    "FORCE_TORCHRUN",
-    "NPROC_PER_NODE",
-    "NODE_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "RDZV_ID",
-    "MAX_RESTARTS",
-    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE",
-}
+def words_of(command: str) -> list[str]:
+    """The words of a `make` or `python scripts/…` command, those in ARGS among them."""
+    words = shlex.split(re.sub(r"<[^>\n]*>", "x", command), comments=True)
+    return [part for word in words for part in shlex.split(word.removeprefix("ARGS="))]
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-def test_every_target_recipe_and_model_is_named(readme):
-    text = code(readme)
-    named = set(re.findall(r"\b[a-z]+\b", text))
-    assert TARGETS - {"help"} <= named
+def test_flags_and_keys_exist(page):
+    flags = set(re.findall(r'"(--[a-z-]+)"', PROGRAMS))
+    lines = [line for block in blocks(page) for line in block.split("\n")] + re.findall(r"`(make [^`]*)`", read(page))
+    for line in lines:
+        if line.startswith(("make ", "python scripts/")):
+            words = words_of(line)
+            assert {word.split("=")[0] for word in words if word.startswith("--")} <= flags, line
+            keys = {word.split("=")[0] for word in words if re.match("[a-z_]+=", word)}
+            if line.startswith("make "):
+                assert keys <= set(known_keys("train")) | set(known_keys("api")), line
+
+
+def test_every_target_recipe_and_model_is_named():
+    text = "\n".join(map(code, [*READMES, *PAGES]))
+    assert TARGETS - {"help"} <= set(re.findall(r"(?<![\w-])[a-z][a-z-]*(?![\w-])", text))
     assert {recipe.name for recipe in RECIPES} <= set(re.findall(r"\w+\.yaml", text))
     assert {recipe.parent.name for recipe in RECIPES} <= set(re.findall(r"configs/(\w+)", text))
 
 
-def test_both_readmes_say_the_same():
+def test_every_page_is_linked_from_the_readmes():
+    for readme, other in zip(READMES, ("catalogue_zh.md", "catalogue.md"), strict=True):
+        linked = set(re.findall(r"\]\(docs/([\w.]+\.md)\)", read(readme)))
+        assert {page.name for page in PAGES} - {other} == linked
+        assert "](CONTRIBUTING.md)" in read(readme)
+
+
+# --- the same in both languages, and short ---
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].stem)
+def test_both_languages_say_the_same(pair):
     """The same sections, commands, tables and pictures in the same order."""
 
     def shape(path):
-        text = path.read_text(encoding="utf-8")
-        blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-        commands = [re.sub(r" *#.*|<[^>]*>", "", line) for block in blocks for line in block.split("\n")]
-        heads = [
-            len(head) for head in re.findall(r"^(#+) ", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.M), re.M)
-        ]
-        marks = re.findall(r"<!-- results:begin (\S+) -->", text)
-        return heads, commands, marks, re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+        text = read(path)
+        commands = [re.sub(r" *#.*|<[^>]*>", "", line) for block in blocks(path) for line in block.split("\n")]
+        heads = re.findall(r"^(#+) ", prose(path), re.MULTILINE)
+        cells = re.findall(r"^\|[-:|]+\|$", text, re.MULTILINE)
+        return heads, commands, cells, re.findall(r"!\[[^]]*\]\(([^)]+)\)", text), text.count("\n- ")
 
-    first, second = map(shape, READMES)
+    first, second = map(shape, pair)
     assert first == second
+
+
+@pytest.mark.parametrize("path", [*READMES, ROOT / "CONTRIBUTING.md", *PAGES], ids=name)
+def test_documents_are_short(path):
+    assert read(path).count("\n") <= LENGTH

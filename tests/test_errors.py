@@ -1,20 +1,11 @@
 """What goes wrong before a run is said in one line, with a non-zero exit, and leaves nothing behind."""
 
 import pytest
+from common import one_error
 
 
 def files(folder):
     return {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
-
-
-def one_error(result):
-    """The single line that says what is wrong; make's own last line and echoes of nothing else are allowed."""
-    assert result.returncode != 0
-    lines = [line for line in (result.stdout + result.stderr).split("\n") if line]
-    lines = [line for line in lines if not line.startswith(("make: ***", "make[1]: ***"))] or lines
-    assert "Traceback" not in result.stderr
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 @pytest.fixture
@@ -44,7 +35,7 @@ def test_before_training(make, with_rows, verb, tmp_path):
         (base / name).write_text("{}")
     header = b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
     (base / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
-    line = one_error(make(with_rows, verb, "MODEL=tiny", "STAND_IN=", f"ARGS=model_name_or_path={base}"))
+    line = one_error(make(with_rows, verb, "MODEL=tiny", f"ARGS=model_name_or_path={base}"))
     assert "saves/Custom/lora/sft_qlora" in line and "make train MODEL=tiny" in line
 
 
@@ -96,10 +87,11 @@ def fake_gpu(folder):
 
 def test_data_set_that_is_missing_or_unregistered(make, clone):
     path = f"{fake_gpu(clone)}:/usr/bin:/bin"
-    line = one_error(make(clone, "train", "ROWS=", PATH=path))
-    assert "adgen_train" in line and "make data" in line
-    line = one_error(make(clone, "train", "ROWS=", "ARGS=dataset=nothing", PATH=path))
+    # Rows that are missing are prepared, from RAW if it is given.
+    assert "nowhere does not exist" in one_error(make(clone, "train", "RAW=./nowhere", PATH=path))
+    line = one_error(make(clone, "train", "ARGS=dataset=nothing", PATH=path))
     assert "nothing" in line and "sample_train" in line
+    assert "other_dev" in one_error(make(clone, "eval", "MODEL=tiny", "DATA=other", PATH=path))
 
 
 def test_environment_without_llamafactory(make, clone, tmp_path):

@@ -6,18 +6,19 @@ import subprocess
 import sys
 
 import pytest
-from adgen import ROOT, parse_attributes, read_json_lines
-from catalogue import read_catalogue
-from doctor import read_recipe
-from test_generate import KEY, api  # noqa: F401
+from common import KEY
+from lib.attributes import parse_attributes
+from lib.catalogue import read_catalogue
+from lib.files import ROOT, read_json_lines
+from lib.recipes import read_recipe
+
+PROGRAMS = [[sys.executable, "examples/client.py"], ["examples/curl.sh"]]
 
 SHELL = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "program", [[sys.executable, "examples/client.py"], ["examples/curl.sh"]], ids=["client", "curl"]
-)
-def test_clients(api, program):  # noqa: F811
+@pytest.mark.parametrize("program", PROGRAMS, ids=["client", "curl"])
+def test_clients(api, program):
     environment = os.environ | {"BASE_URL": api, "API_KEY": KEY}
     result = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and not result.stderr, result.stderr
@@ -29,10 +30,8 @@ def test_clients(api, program):  # noqa: F811
         assert len(lines) == 3 and all("口红" in line for line in lines)
 
 
-@pytest.mark.parametrize(
-    "program", [[sys.executable, "examples/client.py"], ["examples/curl.sh"]], ids=["client", "curl"]
-)
-def test_clients_without_the_key(api, program):  # noqa: F811
+@pytest.mark.parametrize("program", PROGRAMS, ids=["client", "curl"])
+def test_clients_without_the_key(api, program):
     environment = os.environ | {"BASE_URL": api, "API_KEY": "another"}
     result = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode and "401" in result.stdout + result.stderr

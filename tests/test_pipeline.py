@@ -5,8 +5,8 @@ import re
 import subprocess
 
 import pytest
-from adgen import read_json_lines
-from conftest import BIN
+from common import BIN, copy_demo
+from lib.files import read_json_lines
 
 CHAT = ["chat", "configs/tiny/chat.yaml", "adapter_name_or_path=saves/Custom/lora/sample_qlora", "do_sample=false"]
 
@@ -31,18 +31,41 @@ def test_scores_equal_llamafactorys_own(demo, scores):
             assert scores["systems"][system][score]["value"] == pytest.approx(own[f"predict_{score}"], abs=1e-4)
 
 
-def test_ends_with_table_ads_and_loss_picture(demo):
+def test_shows_stages_then_scores_pictures_and_three_ads(demo):
     folder, output = demo
-    attributes = (folder / "examples/attributes.txt").read_text().split()
-    ads = output[output.index("Three ads") :].split("\n")
-    for content in attributes:
-        ad = ads[ads.index(content) + 1]
+    lines = output.replace("\r", "\n").split("\n")
+    # A terminal shows each bar in one line.
+    shown = [line for line in lines if "%  " not in line or "100%" in line]
+    assert len(shown) <= 60
+    for stage in ("Base model", "Fine-tuning", "Evaluation", "Export", "Three ads"):
+        assert re.search(rf"^{stage}.*100%  \d\d:\d\d", "\n".join(lines), re.MULTILINE), stage
+    assert not re.search("warn|deprecat|token|traceback", output, re.IGNORECASE)
+    assert re.search(r"^tuned .*\d", output, re.MULTILINE)
+    for picture in re.findall(r"\S+\.png", output):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    assert len(re.findall(r"\S+\.png", output)) == 2
+
+
+def test_the_three_ads_are_the_best_of_four_and_marked(demo):
+    folder, output = demo
+    products = (folder / "examples/attributes.csv").read_text(encoding="utf-8").split()[1:]
+    lines = output.split("\n")
+    for product in products:
+        place = lines.index(product)
+        ad, marks = lines[place + 1], lines[place + 2]
         assert 25 < len(ad) < 130 and ad.endswith("。")
-        kept = [pair.split("#")[1] in ad for pair in content.split("*")]
-        assert sum(kept) >= len(kept) - 2, ad
-    assert re.search(r"^ *tuned .*\d", output, re.MULTILINE)
-    picture = re.search(r"Loss picture: (\S+)", output)[1]
-    assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+        values = [pair.split("#")[1] for pair in product.split("*")]
+        assert sum(f"✓ {value}" in marks for value in values) >= len(values) - 1, marks
+        assert all((f"✓ {value}" in marks) == (value in ad) for value in values)
+        assert all(value in ad for value in re.findall(r"⚠ (\S+)", marks))
+
+
+def test_a_stage_that_fails_names_its_log(make, copy_project):
+    folder = copy_project()
+    (folder / "data/sample/train.jsonl").write_text("no rows\n")
+    result = make(folder, "demo")
+    assert result.returncode != 0 and "Traceback" not in result.stderr + result.stdout
+    assert re.search(r"^error: Base model failed: .*saves/Custom/demo.log", result.stderr, re.MULTILINE)
 
 
 def test_export_loads_with_transformers_and_fits_its_tokenizer(demo):
@@ -70,21 +93,22 @@ def test_chat_survives_special_tokens(demo):
     assert len(answers) == 3 and "裙" in answers[-1]
 
 
-def test_base_predictions_are_reused_until_their_inputs_change(make, demo):
-    folder = demo[0]
+def test_base_predictions_are_reused_until_their_inputs_change(make, demo, tmp_path):
+    folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
     base = folder / "saves/Custom/predict/sample_base/generated_predictions.jsonl"
     before = base.stat().st_mtime_ns
-    words = ("eval", "MODEL=tiny", "DATA=sample", "RESULTS=saves/again")
+    words = ("eval", "MODEL=tiny", "DATA=sample", "RESULTS=saves/again", "ARGS=max_samples=5")
+    result = make(folder, *words)
+    assert result.returncode == 0 and base.stat().st_mtime_ns > before
+    assert "only 5 of 120 rows were scored" in result.stdout and "No model is named best" in result.stdout
+    assert len(read_json_lines(base)) == 5
+    before = base.stat().st_mtime_ns
     assert make(folder, *words).returncode == 0
     assert base.stat().st_mtime_ns == before
-    result = make(folder, *words, "ARGS=max_samples=5")
-    assert result.returncode == 0 and base.stat().st_mtime_ns > before
-    assert "only 5 of 120 rows were scored" in result.stdout and "No model is crowned" in result.stdout
-    assert len(read_json_lines(base)) == 5
 
 
-def test_lora_without_quantisation_trains_beside_it(make, demo):
-    folder = demo[0]
+def test_lora_without_quantisation_trains_beside_it(make, demo, tmp_path):
+    folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
     result = make(
         folder, "train", "MODEL=tiny", "METHOD=lora", "DATA=sample", "ARGS=max_steps=2 eval_steps=2 save_steps=2"
     )

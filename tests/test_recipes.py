@@ -4,10 +4,10 @@ import dataclasses
 import os
 import re
 
-import doctor
 import pytest
 import yaml
-from adgen import ROOT
+from lib.files import ROOT
+from lib.gpu import measured_peak
 
 os.environ["LLAMAFACTORY_VERBOSITY"] = "WARN"
 from llamafactory.hparams import parser
@@ -132,7 +132,7 @@ def test_header_says_what_it_needs_runs_and_leaves(recipe):
 
 def test_header_says_the_memory_that_was_measured(recipe):
     # An export takes no GPU; the card is not empty for that.
-    peak = doctor.measured_peak(recipe) if verb(recipe) == "train" else None
+    peak = measured_peak(recipe) if verb(recipe) == "train" else None
     header = recipe.read_text(encoding="utf-8").split("\n\n")[0]
     assert re.findall(r"([\d.]+) GiB used", header) == ([f"{peak:.1f}"] if peak else [])
 

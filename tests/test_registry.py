@@ -1,9 +1,9 @@
-"""LLaMA-Factory reads the registry, from where recipes and LlamaBoard look for it."""
+"""LLaMA-Factory reads the registry in data/, where it looks by default, and in dataset_info/, where the file is."""
 
 import json
 
 import pytest
-from adgen import ROOT
+from lib.files import ROOT
 from llamafactory.data.converter import align_dataset
 from llamafactory.data.parser import get_dataset_list
 from llamafactory.hparams import DataArguments

@@ -1,24 +1,21 @@
-"""What a kill, a full disk, a cut-off file or a second run do to a training, an export and other writers: nothing.
+"""A kill, a full disk, a cut-off checkpoint or a second run do no harm to a training.
 
 The trainings are of the tiny LoRA recipe for some steps; one left alone is what all others must end as.
 """
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
-from adgen import ROOT, read_json_lines
-from conftest import BIN
-from run import lock_holder, lock_path, sha256
-from soak import last_step, losses
+from common import BIN, copy_demo
+from lib.files import read_json_lines
+from lib.run_folder import lock_holder, lock_path, read_state
+from processes import end, errors, last_step, losses, start, wait_for
 
 STEPS = {"max_steps": 24, "save_steps": 4, "eval_steps": 4, "logging_steps": 1, "save_total_limit": 9}
 # The count of evaluations without progress goes on, too; so many there are not.
@@ -29,43 +26,6 @@ def words(folder, *more):
     """The words of a `make train` into a folder."""
     keys = " ".join(f"{key}={value}" for key, value in (STEPS | {"output_dir": folder}).items())
     return ["train", "MODEL=tiny", "METHOD=lora", "DATA=sample", f"ARGS={' '.join([keys, *more])}"]
-
-
-def start(project, *targets, **variables):
-    """A `make` that runs on, as from a terminal, in a process group of its own."""
-    return subprocess.Popen(
-        ["make", f"BIN={BIN}", *targets],
-        cwd=project,
-        env=os.environ | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-
-
-def end(process, kill, timeout=60):
-    """Ends a `make` by `kill(its processes)`, the outermost first; gives what it said. No process of it is left."""
-    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    kill(tree)
-    output = process.communicate(timeout=timeout)[0]
-    assert not psutil.wait_procs(tree, timeout=timeout)[1]
-    assert process.returncode != 0 and "Traceback" not in output
-    return output
-
-
-def wait_for(found, process, seconds=120):
-    """Waits until `found()`, which must come before the process ends."""
-    limit = time.monotonic() + seconds
-    while not found():
-        assert process.poll() is None, process.communicate()[0][-2000:]
-        assert time.monotonic() < limit
-        time.sleep(0.005)
-
-
-def errors(output):
-    return [line for line in output.split("\n") if line.startswith("error: ")]
 
 
 def same(first, second):
@@ -86,11 +46,12 @@ def one_thread():
 @pytest.fixture(scope="module")
 def whole(make, demo, tmp_path_factory):
     """The project and the folder of a training that nobody disturbed."""
+    project = copy_demo(demo[0], tmp_path_factory.mktemp("project"), "checkpoint-*")
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    result = make(demo[0], *words(folder))
+    result = make(project, *words(folder))
     assert result.returncode == 0, result.stderr[-2000:]
     assert len(list(folder.glob("checkpoint-*"))) == 6 and last_step(folder) == 24
-    return demo[0], folder
+    return project, folder
 
 
 @pytest.fixture
@@ -125,13 +86,15 @@ def doctor(make, project, folder, *more, **variables):
 @pytest.mark.parametrize(
     "how", [lambda path: cut(path), lambda path: cut(path, 0), Path.unlink], ids=["end", "all", "file"]
 )
-def test_checkpoint_that_is_not_whole_is_seen(make, killed, name, how):
+def test_checkpoint_that_is_not_whole_is_seen(killed, name, how, monkeypatch):
     project, folder = killed
+    monkeypatch.chdir(project)
     how(folder / "checkpoint-24" / name)
-    status, text, code = doctor(make, project, folder)
-    assert status == "warning" and code == 0
-    assert f"{folder}/checkpoint-20" in text and "checkpoint-24 is set aside" in text
-    assert ("*.safetensors" if name.startswith("adapter") and how is Path.unlink else name.split(".")[0]) in text
+    recipe = json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"]
+    state = read_state(recipe | {"output_dir": str(folder)})
+    assert state.checkpoint == folder / "checkpoint-20"
+    assert f"{folder}/checkpoint-20" in state.text and "checkpoint-24 is set aside" in state.text
+    assert ("*.safetensors" if name.startswith("adapter") and how is Path.unlink else name.split(".")[0]) in state.text
 
 
 def test_killed_stopped_and_run_twice(make, whole, tmp_path):
@@ -151,19 +114,19 @@ def test_killed_stopped_and_run_twice(make, whole, tmp_path):
     assert len(errors(line)) == 1 and str(folder) in line and "process" in line
     assert "being written by process" in doctor(make, project, folder)[1]
     output = end(process, lambda tree: tree[-1].kill())
-    assert "SIGKILL" in errors(output)[0] and f"goes on from {folder}/checkpoint-" in errors(output)[0]
+    assert "SIGKILL" in errors(output)[0] and f"resumes from {folder}/checkpoint-" in errors(output)[0]
     process = run_on()
     output = end(process, lambda tree: tree[0].send_signal(signal.SIGTERM))
-    assert f"Stopped; the same command goes on from {folder}/checkpoint-" in output and not errors(output)
+    assert f"Stopped; the same command resumes from {folder}/checkpoint-" in output and not errors(output)
     process = run_on()
     output = end(process, lambda tree: os.killpg(tree[0].pid, signal.SIGINT))
-    assert f"Stopped; the same command goes on from {folder}/checkpoint-" in output and not errors(output)
+    assert f"Stopped; the same command resumes from {folder}/checkpoint-" in output and not errors(output)
     last, before = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))[:-3:-1]
     cut(last / "adapter_model.safetensors")
     with (folder / "trainer_log.jsonl").open("a") as log:
         log.write('{"current_steps": 25, "loss"')
     result = make(project, *words(folder))
-    assert result.returncode == 0 and f"Going on from {before}\n" in result.stderr, result.stderr[-2000:]
+    assert result.returncode == 0 and f"Resuming from {before}\n" in result.stderr, result.stderr[-2000:]
     assert same(folder, reference) and list(folder.glob(f"broken-{last.name}.*"))
     logged = [row["current_steps"] for row in read_json_lines(folder / "trainer_log.jsonl") if "loss" in row]
     assert logged == [*range(1, 25)]
@@ -190,7 +153,7 @@ def test_changed_recipe_or_data_is_refused_unless_asked(make, killed):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     # The same value written otherwise, and what does not change the result.
     assert doctor(make, project, folder, "learning_rate=0.01", "save_steps=8", "logging_steps=2")[0] == "ok"
-    assert "goes on from" in doctor(make, project, folder, "learning_rate=1e-3", RESUME="1")[1]
+    assert "resumes from" in doctor(make, project, folder, "learning_rate=1e-3", RESUME="1")[1]
     assert "set aside" in doctor(make, project, folder, "learning_rate=1e-3", FRESH="1")[1]
 
 
@@ -235,11 +198,12 @@ def test_full_disk(make, whole, small_disk):
     project, folder = whole[0], small_disk / "run"
     # Looked at before the run, the disk is too small; the way around is what a disk that fills up meanwhile would be.
     assert "GB free" in errors(make(project, *words(folder)).stderr)[0]
-    command = [BIN / "python", "scripts/run.py", "train", "configs/tiny/sft_lora.yaml"]
+    program = "import sys, pathlib, launch; launch.run_training(pathlib.Path(sys.argv[1]), sys.argv[2:], {})"
+    command = ["env", "PYTHONPATH=scripts", BIN / "python", "-c", program, "configs/tiny/sft_lora.yaml"]
     command += ["dataset=sample_train", "eval_dataset=sample_val", *words(folder)[-1].removeprefix("ARGS=").split()]
     result = subprocess.run(command, cwd=project, capture_output=True, text=True)
     [line] = errors(result.stderr)
-    assert result.returncode != 0 and "disk" in line and "full" in line and "goes on from" in line, line
+    assert result.returncode != 0 and "disk" in line and "full" in line and "resumes from" in line, line
     assert "Traceback" not in result.stderr
     # Half of a checkpoint is there, and will be set aside.
     subprocess.run(["mount", "-o", "remount,size=2g", small_disk], check=True)
@@ -259,85 +223,9 @@ def test_out_of_gpu_memory_says_what_to_override(whole, tmp_path):
         "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.')\n"
     )
     trainer.chmod(0o755)
-    command = [tmp_path / "bin/python", "scripts/run.py", "train", "configs/tiny/sft_lora.yaml"]
-    command += ["dataset=sample_train", "eval_dataset=sample_val", f"output_dir={tmp_path}/run"]
-    result = subprocess.run(command, cwd=whole[0], capture_output=True, text=True)
+    command = [tmp_path / "bin/python", "scripts/launch.py", "train", f"output_dir={tmp_path}/run"]
+    tiny = os.environ | {"MODEL": "tiny", "METHOD": "lora", "DATA": "sample"}
+    result = subprocess.run(command, cwd=whole[0], env=tiny, capture_output=True, text=True)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert 'ARGS="per_device_train_batch_size=1 gradient_accumulation_steps=2"' in errors(result.stderr)[0]
     assert "torch.OutOfMemoryError" in (tmp_path / "run.error.log").read_text()
-
-
-def test_killed_export(make, demo, tmp_path):
-    """Killed while it writes, an export is not there; the one before stays until the next is whole."""
-    project, folder = demo[0], tmp_path / "merged"
-    target = ["export", "MODEL=tiny", "DATA=sample", f"ARGS=export_dir={folder}"]
-    shutil.copytree(project / "exports/tiny", folder)
-    (folder / "of_mine.gguf").write_text("kept")
-    weights = (folder / "model.safetensors").read_bytes()
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    process = start(project, *target)
-    wait_for(lambda: (tmp_path / ".merged.part/config.json").exists(), process)
-    end(process, lambda tree: [one.kill() for one in tree])
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    result = make(project, *target)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert (folder / "model.safetensors").read_bytes() == weights
-    assert not [path for path in folder.rglob("*.json") if ".merged" in path.read_text(encoding="utf-8")]
-    [old] = [path for path in tmp_path.iterdir() if path.is_dir() and path != folder]
-    assert (old / "of_mine.gguf").read_text() == "kept"
-
-
-def kill_at_random(command, seconds, project, times=8):
-    """Runs a command and kills it after a random time, each time a longer one: most is written near the end."""
-    draw = random.Random(1)
-    for number in range(times):
-        share = 0.5 + 0.5 * number / times
-        process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        try:
-            output = process.communicate(timeout=seconds * (share + draw.uniform(0, 0.5 / times)))[0]
-            assert process.returncode == 0, output
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            yield
-
-
-def test_killed_data_preparation(make, clone, tmp_path):
-    """What there is, is whole; and a card that is there is that of its files."""
-    sample = read_json_lines(ROOT / "data/sample/train.jsonl")
-    rows = [row | {"summary": f"{row['summary']}{number}"} for number in range(25) for row in sample]
-    (tmp_path / "train.json").write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "dev.json").write_text((ROOT / "data/sample/dev.jsonl").read_text(encoding="utf-8"))
-    out = tmp_path / "out"
-    command = [BIN / "python", "scripts/prepare_data.py", tmp_path, "--out", out, "--unk"]
-    began = time.monotonic()
-    subprocess.run([*command, "keep"], cwd=clone, check=True, capture_output=True)
-    seconds, kills, cards = time.monotonic() - began, 0, 0
-    for kills, _ in enumerate(kill_at_random([*command, "cut"], seconds, clone), 1):  # noqa: B007
-        for path in out.glob("adgen_*.jsonl"):
-            assert path.read_bytes().endswith(b"\n") or path.name == "adgen_rejected.jsonl"
-        card = out / "adgen_card.json"
-        if card.exists():
-            cards += 1
-            for name, entry in json.loads(card.read_text(encoding="utf-8"))["output"].items():
-                assert sha256(out / name) == entry["sha256"]
-    assert kills >= 3 and cards
-
-
-def test_killed_report(demo, tmp_path):
-    project = demo[0]
-    command = [BIN / "python", "scripts/report.py", "--data", "data/sample/dev.jsonl", "--out", tmp_path]
-    command += [f"{name}=saves/Custom/predict/sample_{run}/generated_predictions.jsonl" for name, run in RUNS.items()]
-    command += ["--trainer-log", "saves/Custom/lora/sample_qlora/trainer_log.jsonl"]
-    began, kills = time.monotonic(), 0
-    subprocess.run(command, cwd=project, check=True, capture_output=True)
-    seconds = time.monotonic() - began
-    for kills, _ in enumerate(kill_at_random(command, seconds, project, times=2), 1):  # noqa: B007
-        assert json.loads((tmp_path / "eval_results.json").read_text())
-        assert (tmp_path / "examples.md").read_bytes().endswith(b"\n")
-        for name in ("eval.png", "train_loss.png"):
-            assert (tmp_path / name).read_bytes()[-8:-4] == b"IEND"
-    assert kills
-
-
-RUNS = {"base": "base", "tuned": "qlora"}

@@ -1,0 +1,280 @@
+"""Starts LLaMA-Factory for a verb, with the recipe, the overrides and the environment that the variables ask for.
+
+`make` calls it: `MODEL=tiny DATA=sample python scripts/launch.py train num_train_epochs=2`. Before a run it checks
+whether the run can work, and makes what is missing: the prepared rows, or the base model of a stand-in. doctor only
+lists the checks. eval predicts with the base model and the tuned model and scores both.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from lib.cards import check_cards, check_variables, predict_environment, share_overrides, train_environment
+from lib.checks import Unmade, list_checks, run_checks
+from lib.choices import (
+    Choices,
+    hub_overrides,
+    predictions,
+    read_choices,
+    rows_of,
+    served_overrides,
+    train_overrides,
+    trained,
+    tuned_overrides,
+)
+from lib.files import ROOT, fail, whole_file
+from lib.recipes import check_overrides, data_files, read_recipe
+from lib.run_folder import finish, locked, prepare, say, set_aside
+from lib.supervision import find_cli, supervise
+from lib.weights import weights_fault
+
+# Variables that a run gets unless the user has set them: servers answer this machine only, LLaMA-Factory's log does not
+# hide the progress bars, and less GPU memory is lost to gaps. The memory that recipes need was measured so.
+DEFAULTS = {
+    "GRADIO_SERVER_NAME": "127.0.0.1",
+    "API_HOST": "127.0.0.1",
+    "LLAMAFACTORY_VERBOSITY": "WARN",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+}
+# On an H100 or H200, torch takes cuDNN's attention first. It plans anew for each length: fast to train, slow to write.
+WRITING = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
+
+
+def look(choices: Choices, verb: str, recipe: Path | None, settings: dict) -> None:
+    """Runs the checks before a run: makes what is missing, prints warnings, ends the program if the run cannot work."""
+    makers = {"data": make_rows, "base": make_base}
+    for name, check in list_checks(verb, recipe, settings, every=False):
+        try:
+            try:
+                check()
+            except Unmade:
+                makers[name](choices)
+                check()
+        except Warning as warning:
+            print(f"warning: {warning}", file=sys.stderr)
+
+
+def make_rows(_: Choices) -> None:
+    """Prepares AdGen: from the files that RAW names, else from the hub."""
+    raw = [os.environ["RAW"]] if os.environ.get("RAW") else []
+    check_call([sys.executable, "scripts/prepare_data.py", *raw])
+
+
+def make_base(choices: Choices) -> None:
+    """Makes the base model of a stand-in: random weights, then pretraining on the rows that its recipe names."""
+    recipe = choices.recipe("pretrain")
+    settings = read_recipe(recipe)
+    look(choices, "train", None, settings)
+    [corpus] = data_files(settings).values()
+    if not corpus.exists():
+        make_rows(choices)
+    random_weights = settings["model_name_or_path"]
+    for folder in (random_weights, settings["output_dir"]):
+        shutil.rmtree(folder, ignore_errors=True)
+    build = ["scripts/stand_in.py", "--size", choices.model, "--corpus", str(corpus), random_weights]
+    check_call([sys.executable, *build])
+    run_training(recipe, [], train_environment(choices))
+
+
+def check_call(command: list[str]) -> None:
+    """Runs one of our programs; ends this one with the same exit status if it fails."""
+    if status := subprocess.run(command).returncode:
+        raise SystemExit(status)
+
+
+def run_training(recipe: Path, words: list[str], environment: dict[str, str]) -> None:
+    """Trains, from the last whole checkpoint on if there is one; or predicts."""
+    settings = read_recipe(recipe, words)
+    folder = Path(settings["output_dir"])
+    # Of several machines, the first looks after the folder.
+    if not settings.get("do_train") or os.environ.get("NODE_RANK", "0") != "0":
+        return supervise(["train", str(recipe), *words], settings, folder, **environment)
+    with locked(folder) as lock:
+        checkpoint = prepare(settings)
+        # Without it, early stopping would begin to count anew.
+        more = ["restore_callback_states_from_checkpoint=true"] * bool(checkpoint)
+        supervise(["train", str(recipe), *words, *more], settings, folder, lock, **environment)
+        finish(folder, bool(checkpoint))
+
+
+def show_plan(verb: str, recipe: Path | None, words: list[str], environment: dict[str, str]) -> None:
+    """Prints a command as a shell would take it."""
+    variables = [f"{name}={value}" for name, value in environment.items() if name != "PATH"]
+    print(shlex.join([*variables, "llamafactory-cli", verb, *([str(recipe)] if recipe else []), *words]))
+
+
+def doctor(choices: Choices, options: argparse.Namespace) -> None:
+    """Lists what a training needs, and what is wrong with it."""
+    recipe = choices.recipe(f"sft_{choices.method}")
+    settings = read_recipe(recipe, [*train_overrides(choices), *options.words])
+    lines = run_checks(list_checks("train", recipe, settings, every=True))
+    if options.json:
+        print(json.dumps(lines, ensure_ascii=False, indent=1))
+    else:
+        print("\n".join("{status:<8} {check:<9} {text}".format(**line) for line in lines))
+    if any(line["status"] == "wrong" for line in lines):
+        raise SystemExit(1)
+
+
+def base(choices: Choices, options: argparse.Namespace) -> None:
+    """Makes the base model of a stand-in, if it is missing or older than its recipe."""
+    if choices.recipe("pretrain").exists():
+        model = choices.settings("chat")["model_name_or_path"]
+        look(choices, "chat", choices.recipe("chat"), {"model_name_or_path": model})
+
+
+def train(choices: Choices, options: argparse.Namespace) -> None:
+    """Fine-tunes, or resumes after a kill."""
+    check_variables(choices)
+    if not options.dry_run:
+        check_cards(choices)
+    recipe = choices.recipe(f"sft_{choices.method}")
+    shared = share_overrides(choices, read_recipe(recipe, options.words))
+    words, environment = [*train_overrides(choices), *shared, *options.words], train_environment(choices)
+    if options.dry_run:
+        return show_plan("train", recipe, words, environment)
+    look(choices, "train", recipe, read_recipe(recipe, words))
+    run_training(recipe, words, environment)
+
+
+def evaluate(choices: Choices, options: argparse.Namespace) -> None:
+    """Writes ads for the dev rows with the base model and the tuned model, and scores both."""
+    base_folder, tuned_folder = predictions(choices)
+    dev = rows_of(choices, "dev")
+    words, environment = (
+        [f"eval_dataset={choices.data}_dev", *hub_overrides(choices)],
+        WRITING | predict_environment(choices),
+    )
+    base_words = [*words, f"output_dir={base_folder}", *options.words]
+    tuned_words = [*words, *tuned_overrides(choices), f"output_dir={tuned_folder}", *options.words]
+    before, after = choices.recipe("predict_base"), choices.recipe("predict")
+    if options.dry_run:
+        show_plan("train", before, base_words, environment)
+        return show_plan("train", after, tuned_words, environment)
+    check_cards(choices)
+    look(choices, "train", after, read_recipe(after, tuned_words))
+    made = Path(read_recipe(before)["model_name_or_path"], "train_results.json")
+    files = [path.read_bytes() for path in (before, dev, made) if path.exists()]
+    inputs = hashlib.sha256(b"\0".join([*files, *map(str.encode, base_words)])).hexdigest()
+    # The base model's ads are written again only if what they depend on has changed.
+    noted = base_folder / "inputs.txt"
+    if not noted.exists() or noted.read_text().strip() != inputs:
+        noted.unlink(missing_ok=True)
+        run_training(before, base_words, environment)
+        with whole_file(noted) as file:
+            file.write(inputs + "\n")
+    run_training(after, tuned_words, environment)
+    names = {"base": base_folder, "tuned": tuned_folder}
+    ads = [f"{name}={folder}/generated_predictions.jsonl" for name, folder in names.items()]
+    rows = ["--data", str(dev), "--train", str(rows_of(choices, "train"))]
+    how = ["--decoding", str(after), *options.words, "--trainer-log", f"{trained(choices)}/trainer_log.jsonl"]
+    out = os.environ.get("RESULTS") or f"results/{choices.model}"
+    check_call([sys.executable, "scripts/score.py", *ads, *rows, *how, "--out", out])
+
+
+def export(choices: Choices, options: argparse.Namespace) -> None:
+    """Writes the merged model beside its folder, and moves it there when it is whole."""
+    recipe, words = choices.recipe("export"), [*tuned_overrides(choices), *options.words]
+    if options.dry_run:
+        return show_plan("export", recipe, words, {})
+    settings = read_recipe(recipe, words)
+    look(choices, "export", recipe, settings)
+    folder = Path(settings["export_dir"])
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        fail(f"{folder} holds something else than a model; name another folder with ARGS=export_dir=<folder>")
+    part = folder.with_name(f".{folder.name}.part")
+    with locked(folder) as lock:
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            supervise(["export", str(recipe), *words, f"export_dir={part}"], settings, part, lock)
+            if fault := weights_fault(part):
+                fail(f"the export is not whole ({fault}); run it again")
+            # safetensors writes files that only their owner may read. A server may run as another user.
+            for path in part.glob("*.safetensors"):
+                path.chmod((part / "config.json").stat().st_mode)
+            replace_folder(folder, part)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def replace_folder(folder: Path, part: Path) -> None:
+    """Moves a finished export to its place. Files that somebody else put there, such as GGUF, are kept beside it."""
+    old = set_aside(folder, ".") if folder.exists() else None
+    part.rename(folder)
+    if old and {path.name for path in old.iterdir()} <= {path.name for path in folder.iterdir()}:
+        shutil.rmtree(old)
+    elif old:
+        say(f"{folder} held more files than this export: they are in {old}")
+
+
+def chat(choices: Choices, options: argparse.Namespace) -> None:
+    """Writes ads in the terminal."""
+    recipe, words = choices.recipe("chat"), [*served_overrides(choices), *options.words]
+    if options.dry_run:
+        return show_plan("chat", recipe, words, WRITING)
+    look(choices, "chat", recipe, read_recipe(recipe, words))
+    os.environ.update(WRITING | os.environ)
+    sys.argv = [find_cli(), "chat", str(recipe), *words]
+    from llamafactory.cli import main as llamafactory
+
+    # LLaMA-Factory answers Ctrl-C and Ctrl-D with a traceback, and its writing thread can abort Python's own end.
+    try:
+        llamafactory()
+    except (KeyboardInterrupt, EOFError):
+        print()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def serve(choices: Choices, options: argparse.Namespace) -> None:
+    """Starts a server (webchat, api or webui) in the place of this process."""
+    verb = options.verb
+    # LlamaBoard (webui) takes no recipe: people load models in its form.
+    recipe = None if verb == "webui" else choices.recipe("chat")
+    words = [*served_overrides(choices), *options.words] if recipe else []
+    if options.dry_run:
+        return show_plan(verb, recipe, words, WRITING)
+    look(choices, verb, recipe, read_recipe(recipe, words) if recipe else {})
+    if verb == "webchat":
+        choose_language()
+    command = [find_cli(), verb, *([str(recipe), *words] if recipe else [])]
+    os.execve(command[0], command, WRITING | {"API_MODEL_NAME": choices.model} | os.environ)
+
+
+def choose_language() -> None:
+    """Chooses Chinese for LLaMA-Factory's pages: without a language, WebChat shows no labels (LLaMA-Factory #5668)."""
+    path = Path("llamaboard_cache/user_config.yaml")
+    if not path.exists():
+        with whole_file(path) as file:
+            file.write("lang: zh\nhub_name: null\nlast_model: null\npath_dict: {}\ncache_dir: null\n")
+
+
+VERBS = {"doctor": doctor, "base": base, "train": train, "eval": evaluate, "export": export, "chat": chat}
+VERBS |= dict.fromkeys(("webchat", "api", "webui"), serve)
+# Verbs for which LLaMA-Factory takes other keys than those of a training.
+OTHERS = ("export", "chat", "webchat", "api")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=VERBS)
+    parser.add_argument("words", nargs="*", metavar="key=value", help="overrides of the recipe's keys")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands that would run, and start nothing")
+    parser.add_argument("--json", action="store_true", help="for doctor: the list as JSON")
+    options, others = parser.parse_known_args()
+    os.chdir(ROOT)
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    choices = read_choices()
+    options.words = check_overrides(options.words + others, options.verb if options.verb in OTHERS else "train")
+    VERBS[options.verb](choices, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Judges the ads that were written for one product: what each of them names, misses and invents, and which is best."""
+
+from collections import defaultdict
+from typing import NamedTuple
+
+from lib import metrics
+from lib.attributes import parse_attributes
+from lib.files import ROOT, read_json_lines
+from lib.intervals import ci95, draw_rows, ratio
+
+# The usual length of an ad in characters. All ads of the sample have it, and all but a few of AdGen.
+SHORTEST, LONGEST = 30, 200
+
+
+class Candidate(NamedTuple):
+    """An ad, the attribute values that it misses and invents, and its rank; the lowest rank is the best."""
+
+    ad: str
+    missing: list[str]
+    invented: list[str]
+    rank: tuple[int, float, bool]
+
+
+def judge(product: str, ad: str, values: metrics.Values) -> Candidate:
+    """Compares an ad with its product's attribute string; `values` is a `metrics.vocabulary`.
+
+    Ads are ranked by the number of attribute values missed, then by the share of the known values in the ad that the
+    product does not have, then by whether the length is unusual.
+    """
+    missing = list(dict.fromkeys(value for (_, value), hit in metrics.covered(product, ad).items() if not hit))
+    found, invented = metrics.invented(product, ad, values)
+    rank = (len(missing), len(invented) / max(1, len(found)), not SHORTEST <= len(ad) <= LONGEST)
+    return Candidate(ad, missing, sorted(invented), rank)
+
+
+def known_products() -> list[str]:
+    """The attribute strings that the model may have seen: those of the sample and, once prepared, of AdGen."""
+    paths = [ROOT / "data" / name for name in ("sample/train.jsonl", "adgen_train.jsonl")]
+    rows = [row for path in paths if path.exists() for row in read_json_lines(path)]
+    return [row.get("instruction") or row.get("content") or "" for row in rows]
+
+
+def compare(products: list[str], systems: dict[str, list[str]], values: metrics.Values) -> dict[str, dict]:
+    """Compares systems (name → one ad for each product) in coverage and hallucination.
+
+    Gives name → score → {"value": number, "ci95": [low, high]}; the name "difference" is the last system minus the
+    first, on the same resamples.
+    """
+    draws, found = draw_rows(len(products)), {}
+    for name, ads in systems.items():
+        columns = metrics.attribute_ratios(products, ads, values)
+        for score in ("coverage", "hallucination"):
+            column = columns[score, ""]
+            found[name, score] = ratio(column.sum(0)), ratio(draws @ column)
+    first, *_, last = systems
+    for score in ("coverage", "hallucination"):
+        found["difference", score] = tuple(b - a for a, b in zip(found[first, score], found[last, score], strict=True))
+    results = defaultdict(dict)
+    for (name, score), (value, samples) in found.items():
+        results[name][score] = {"value": round(float(value), 4), "ci95": ci95(score, value, samples)}
+    return dict(results)
+
+
+def mark_terminal(product: str, candidate: Candidate) -> str:
+    """The ad, and below it the attribute values that it kept ✓, missed ✗ and invented ⚠, as plain text."""
+    marks = {value: "✗" if value in candidate.missing else "✓" for _, value in parse_attributes(product)}
+    marks |= dict.fromkeys(candidate.invented, "⚠")
+    return "\n".join([candidate.ad, "  ".join(f"{mark} {value}" for value, mark in marks.items())])

@@ -1,0 +1,196 @@
+"""What is looked at before a run, so that a run that cannot work ends at once, with one line that says what to do."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lib.files import ROOT, fail, installed_versions, sha256
+from lib.gpu import check_gpu
+from lib.hubs import check_hub
+from lib.recipes import data_files, read_recipe
+from lib.run_folder import LIBRARIES, lock_holder, lock_path, read_state
+from lib.servers import SERVERS, check_server
+from lib.weights import is_whole, weights_fault, weights_size
+
+Check = tuple[str, Callable[[], str | None]]
+
+
+class Unmade(SystemExit):
+    """Something is missing that this project makes by itself: the prepared rows, or the base model of a stand-in."""
+
+
+def list_checks(verb: str, recipe: Path | None, settings: dict, every: bool) -> Iterator[Check]:
+    """The names and functions of the checks for a verb, in order.
+
+    A check returns what it found. It raises SystemExit if the run cannot work, and Warning if the run may fail.
+    `every`: also what only `make doctor` looks at.
+    """
+    yield "packages", check_packages
+    if verb in SERVERS:
+        yield "server", lambda: "{}, port {}".format(*check_server(verb))
+    if recipe is None:
+        return
+    header = (ROOT / recipe).read_text(encoding="utf-8")
+    yield "gpu", lambda: check_gpu(header, settings, recipe)
+    if verb == "train":
+        yield "data", lambda: check_rows(settings)
+    if settings.get("do_train"):
+        yield "output", lambda: check_output(settings, every)
+    yield "base", lambda: check_base(settings["model_name_or_path"], recipe)
+    if settings.get("adapter_name_or_path"):
+        yield "adapter", lambda: check_adapter(settings["adapter_name_or_path"], recipe)
+    if settings.get("do_train") or verb == "export":
+        yield "disk", lambda: check_disk(settings, header)
+    export = recipe.with_name("export.yaml")
+    if every and (ROOT / export).exists():
+        merged = read_recipe(ROOT / export) | {"model_name_or_path": settings["model_name_or_path"]}
+        yield "export", lambda: check_export(merged, export)
+        yield "disk", lambda: check_disk(merged, (ROOT / export).read_text(encoding="utf-8"))
+
+
+def check_packages() -> str:
+    """The packages are those of requirements.lock. Other versions may work, and not every verb needs every package."""
+    pinned: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE):
+        pinned.setdefault(name, set()).add(version)
+    installed = installed_versions(pinned)
+    asked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    missing = [name for name in asked if name not in installed]
+    if needed := [name for name in missing if name in LIBRARIES]:
+        fail(f"{', '.join(needed)} not installed in {sys.prefix}: pip install -r requirements.lock there")
+    # A wheel of PyTorch's own index is called 2.10.0+cu126.
+    others = [f"{name} {version}" for name, version in installed.items() if version.split("+")[0] not in pinned[name]]
+    others += [f"no {name}" for name in missing]
+    if others:
+        raise Warning(f"tested with other versions than {', '.join(others)}: pip install -r requirements.lock")
+    return f"Python {sys.version.split()[0]}, {len(installed)} packages as in requirements.lock"
+
+
+def check_rows(settings: dict) -> str:
+    """Every data set that the recipe names is registered, there, not empty, and as `make data` wrote it."""
+    folder = Path(settings.get("dataset_dir", "data"))
+    try:
+        files = data_files(settings)
+    except KeyError as error:
+        registry = json.loads((folder / "dataset_info.json").read_text(encoding="ascii"))
+        fail(f'"{error.args[0]}" is not registered in {folder / "dataset_info.json"}: {", ".join(registry)}')
+    for name, path in files.items():
+        prepared = path and path.name.startswith("adgen_") and path.resolve().parent == ROOT / "data"
+        if path and not (path.is_file() and path.stat().st_size):
+            problem = f"error: the data set {name} is missing ({path}): run `make data`, or `make data RAW=<folder>`"
+            raise Unmade(problem) if prepared else SystemExit(problem)
+        if prepared:
+            check_card(path)
+    return f"{', '.join(files)}: there and unchanged"
+
+
+def check_card(path: Path) -> None:
+    """Ends the program if a prepared file is not the one that data/adgen_card.json describes."""
+    card = ROOT / "data/adgen_card.json"
+    if not is_whole(card):
+        fail(f"{path} is of a preparation that was cut off (there is no {card.name}): run `make data` again")
+    written = dict(json.loads(card.read_text(encoding="utf-8")).get("output", {})).get(path.name)
+    if written and written["sha256"] != sha256(path):
+        fail(f"{path} is not what `make data` wrote (see {card.name}): run it again, or register your own file")
+
+
+def check_base(model: str, recipe: Path) -> str:
+    """A local folder must be whole. A hub's model must be in the cache, or within reach with this login."""
+    check_stand_in(model, recipe)
+    folder = Path(model)
+    if folder.is_dir():
+        for pattern in ("config.json", "*.safetensors", "tokenizer*.json"):
+            if not any(folder.glob(pattern)):
+                fail(f"the base model's folder {model} holds no {pattern}; download it again")
+        if fault := weights_fault(folder):
+            fail(f"the model in {model} is not whole ({fault}); download, export or train it again")
+        return f"{model} is whole"
+    if model.startswith((".", "/", "~", "saves/", "exports/")) or model.count("/") != 1:
+        hint = "check the path"
+        if model.startswith(("saves/", "exports/")):
+            verb = "train" if model.startswith("saves/") else "export"
+            hint = f"run `make {verb} MODEL={recipe.parent.name}` first"
+        fail(f"the base model's folder {model} does not exist; {hint}")
+    check_hub(model)
+    return f"{model} is in the cache or can be fetched"
+
+
+def check_stand_in(model: str, recipe: Path) -> None:
+    """Raises Unmade if the model is a stand-in that `make base` has not made since its recipe or its rows changed."""
+    builder = recipe.with_name("pretrain.yaml")
+    if not (ROOT / builder).exists():
+        return
+    settings = read_recipe(ROOT / builder)
+    if model != settings["output_dir"]:
+        return
+    made = Path(model) / "train_results.json"
+    sources = [ROOT / builder, ROOT / "scripts/stand_in.py", *filter(None, data_files(settings).values())]
+    if not made.exists() or any(path.exists() and path.stat().st_mtime > made.stat().st_mtime for path in sources):
+        raise Unmade(f"error: {model} is not made yet; `make base MODEL={recipe.parent.name}` makes it")
+
+
+def check_adapter(folder: str, recipe: Path) -> str:
+    """The adapter to predict, export or chat with has been trained."""
+    again = f"run `make train MODEL={recipe.parent.name}`"
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (Path(folder) / name).is_file():
+            fail(f"no adapter in {folder} ({name} is missing): {again} first")
+    if fault := weights_fault(Path(folder)):
+        fail(f"the adapter in {folder} is not whole ({fault}): {again} again")
+    return f"{folder} is whole"
+
+
+def check_output(settings: dict, every: bool) -> str:
+    """A finished run is not trained again, and a run whose recipe or data have changed is not resumed."""
+    folder = Path(settings["output_dir"])
+    if every and (process := lock_holder(lock_path(folder))):
+        return f"{folder} is being written by process {process}"
+    state = read_state(settings)
+    if state.kind == "changed" or (state.kind == "finished" and not every):
+        fail(state.text)
+    # The run itself says what it sets aside.
+    if every and (state.broken or state.kind == "broken"):
+        raise Warning(state.text)
+    return state.text
+
+
+def check_disk(settings: dict, header: str) -> str:
+    """There is room for what the recipe writes: checkpoints, or the merged model."""
+    size, key = weights_size(settings["model_name_or_path"]), "export_dir" if "export_dir" in settings else "output_dir"
+    told = re.search(r"^# Needs:.* (\d+) GB of disk", header, re.MULTILINE)
+    need = size or (int(told[1]) * 10**9 if told else 0)
+    if key == "output_dir":
+        # An adapter with its optimizer takes 50 MB. A checkpoint of all weights has two more floats for each weight.
+        none_kept = str(settings.get("save_strategy")) in ("no", "False")
+        kept = 1 if none_kept else 1 + int(settings.get("save_total_limit") or 3)
+        need = (1 + kept) * (5 * size if settings.get("finetuning_type") in ("full", "freeze") else 10**8)
+    folder = Path(settings[key]).absolute()
+    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    said = f"{free / 1e9:.1f} GB free for {settings[key]}, which takes up to {need / 1e9:.1f}"
+    if free < need:
+        fail(f"{said}: make room, or name a folder on another disk: ARGS={key}=<folder>")
+    return said
+
+
+def check_export(settings: dict, recipe: Path) -> str:
+    """What an earlier export left can be served."""
+    folder = Path(settings["export_dir"])
+    return check_base(str(folder), recipe) if folder.exists() else f"{folder} is new"
+
+
+def run_checks(todo: Iterator[Check]) -> list[dict[str, str]]:
+    """Runs all checks; returns check, status ("ok", "warning" or "wrong") and text of each."""
+    lines = []
+    for name, check in todo:
+        status = "ok"
+        try:
+            text = check()
+        except Warning as warning:
+            status, text = "warning", str(warning)
+        except SystemExit as error:
+            status, text = "warning" if isinstance(error, Unmade) else "wrong", str(error).removeprefix("error: ")
+        lines.append({"check": name, "status": status, "text": text})
+    return lines

@@ -1,0 +1,240 @@
+"""Reads raw AdGen rows from a folder, a file, an archive or a hub, in all the forms in which AdGen is passed on."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from lib.archives import UNREADABLE, files_in_archive
+from lib.attributes import parse_attributes
+from lib.files import ROOT, fail, printable, read_bounded
+
+DEV_NAMES = ("dev", "val", "valid", "validation", "test")
+SUFFIXES = (".json", ".jsonl")
+# The pairs of column names under which attribute string and ad may stand.
+COLUMNS = (("content", "summary"), ("prompt", "response"), ("instruction", "output"))
+# In characters. AdGen's longest row has about a thousand.
+LONGEST_ROW = 2**20
+TOO_LONG = "longer than a mebibyte"
+BOM = b"\xef\xbb\xbf"
+
+
+class Row(NamedTuple):
+    """One raw row. Either `content` and `summary` hold its attribute string and its ad, or `problem` says why not."""
+
+    # Where it stood, and its text there; bytes if they are text in no known encoding.
+    file: str
+    line: int
+    raw: str | bytes
+    content: str = ""
+    summary: str = ""
+    problem: str = ""
+
+
+# --- files ---
+
+
+def split_of(name: str) -> str:
+    """The split that a file holds by its name: `train`, `dev`, or nothing if the name says neither."""
+    path = Path(name)
+    if path.suffix not in SUFFIXES or path.name.startswith("."):
+        return ""
+    return "dev" if path.stem in DEV_NAMES else "train" if path.stem == "train" else ""
+
+
+def read_sources(raw: Path) -> dict[str, tuple[str, bytes]]:
+    """Split → name and bytes of its file, from a folder, a file or an archive.
+
+    A file that is no archive is the train split, unless its name says otherwise; a dev file beside it is read, too.
+    Ends the program if there is no train split, or two files of one split.
+    """
+    if not raw.exists():
+        fail(f"{raw} does not exist; RAW is a folder, a file, a .tar.gz or a .zip with AdGen's train.json and dev.json")
+    try:
+        if raw.is_dir():
+            found = files_in_folder(raw)
+        else:
+            found = files_in_archive(raw, split_of)
+            if found is None:
+                found = file_and_neighbour(raw)
+    except UNREADABLE as error:
+        fail(f"{raw} cannot be read: {error}")
+    sources: dict[str, tuple[str, bytes]] = {}
+    for name, data in found:
+        split, name = split_of(name) or "train", printable(name)
+        if split in sources:
+            fail(f"{raw} holds two {split} files, {sources[split][0]} and {name}; leave one")
+        sources[split] = (name, data)
+    if "train" not in sources:
+        fail(f"{raw} holds no train.json; AdGen's files are train.json and dev.json, JSON lines or JSON arrays")
+    return sources
+
+
+def files_in_folder(folder: Path) -> list[tuple[str, bytes]]:
+    """Name and bytes of the split files in a folder; if it has none, of those in its subfolders."""
+    for pattern in ("*", "*/*"):
+        paths = [path for path in sorted(folder.glob(pattern)) if path.is_file() and split_of(path.name)]
+        if paths:
+            return [(str(path.relative_to(folder)), read_file(path)) for path in paths]
+    return []
+
+
+def file_and_neighbour(file: Path) -> list[tuple[str, bytes]]:
+    """Name and bytes of a file, and of the first dev file beside it if there is one."""
+    dev_files = [path for path in sorted(file.parent.iterdir()) if split_of(path.name) == "dev" and path != file]
+    return [(path.name, read_file(path)) for path in [file, *dev_files[:1]]]
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file; ends the program if it is larger than AdGen can be."""
+    with path.open("rb") as file:
+        return read_bounded(file, str(path))
+
+
+# --- rows ---
+
+
+def decode_lines(data: bytes) -> list[str | bytes]:
+    """The lines of a file as text, or as bytes where they are neither UTF-8 nor GB18030.
+
+    One encoding is taken for all lines if it fits them all; otherwise each line is decoded by itself.
+    """
+    # One rare character in a Python string makes every character take four bytes, so each line is a string of its own.
+    lines = data.removeprefix(BOM).split(b"\n")
+    for encoding in ("utf-8", "gb18030"):
+        with suppress(UnicodeDecodeError):
+            return [line.decode(encoding) for line in lines]
+    return [decode_line(line) for line in lines]
+
+
+def decode_line(line: bytes) -> str | bytes:
+    """A line as text, in UTF-8 or GB18030; as it is if neither fits."""
+    for encoding in ("utf-8", "gb18030"):
+        with suppress(UnicodeDecodeError):
+            return line.decode(encoding)
+    return line
+
+
+def read_rows(name: str, data: bytes) -> Iterator[Row]:
+    """The rows of a file of JSON lines or of a JSON array; blank lines are no rows.
+
+    `name`: what the rows and the errors call the file. Ends the program if an array is cut off.
+    """
+    lines = decode_lines(data)
+    if data.removeprefix(BOM).lstrip()[:1] == b"[" and all(isinstance(line, str) for line in lines):
+        yield from read_array(name, "\n".join(lines))
+        return
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield read_line(Row(name, number, line.removesuffix("\r") if isinstance(line, str) else line))
+
+
+def read_array(name: str, text: str) -> Iterator[Row]:
+    """The rows of a JSON array; their line numbers are their places in it, from 1."""
+    try:
+        values = json.loads(text)
+        texts = [json.dumps(value, ensure_ascii=False) for value in values]
+    except (ValueError, RecursionError) as error:
+        fail(f"{name} starts as a JSON array but is none ({error}); is it cut off?")
+    for number, (raw, value) in enumerate(zip(texts, values, strict=True), 1):
+        yield read_value(Row(name, number, raw), value)
+
+
+def read_line(row: Row) -> Row:
+    """The row with its texts, or its problem, found in the line `row.raw`."""
+    if isinstance(row.raw, bytes):
+        return row._replace(problem="neither UTF-8 nor GB18030")
+    # A long line is not even parsed: its values could take a hundred times its memory.
+    if len(row.raw) > LONGEST_ROW:
+        return row._replace(problem=TOO_LONG)
+    try:
+        value = json.loads(row.raw)
+    except (ValueError, RecursionError):
+        return row._replace(problem="not JSON")
+    return read_value(row, value)
+
+
+def read_value(row: Row, value: object) -> Row:
+    """The row with its texts, or its problem, found in a JSON value."""
+    if len(row.raw) > LONGEST_ROW:
+        return row._replace(problem=TOO_LONG)
+    if not isinstance(value, dict):
+        return row._replace(problem="not an object")
+    names = next((pair for pair in COLUMNS if value.keys() >= set(pair)), None)
+    if not names:
+        return row._replace(problem="no known columns")
+    content, summary = (value[name] for name in names)
+    if "instruction" in names:
+        content = join_input(content, value.get("input"))
+    problem = problem_of(content, summary)
+    return row._replace(problem=problem) if problem else row._replace(content=content, summary=summary)
+
+
+def join_input(instruction: object, extra: object) -> object:
+    """The text of Alpaca's columns `instruction` and `input` together, as LLaMA-Factory joins them.
+
+    If the instruction is only a task, such as "write an ad", and the input holds attributes, it is the input alone.
+    """
+    if not isinstance(instruction, str) or not isinstance(extra, str) or not extra.strip():
+        return instruction
+    if parse_attributes(extra) and not parse_attributes(instruction):
+        return extra
+    return f"{instruction}\n{extra}"
+
+
+def problem_of(content: object, summary: object) -> str:
+    """Why two values cannot be an attribute string and an ad; nothing if they can."""
+    if not isinstance(content, str) or not isinstance(summary, str):
+        return "a column is not text"
+    try:
+        (content + summary).encode("utf-8")
+    except UnicodeEncodeError:
+        return "not valid Unicode"
+    return "" if content.strip() and summary.strip() else "a column is empty"
+
+
+# --- hubs ---
+
+
+def read_hub() -> dict[str, list[Row]]:
+    """Split → rows, from the Hugging Face hub, or from ModelScope if USE_MODELSCOPE_HUB=1.
+
+    The registry names the data set on both hubs. Ends the program if the hub cannot be reached.
+    """
+    registry = json.loads((ROOT / "dataset_info/dataset_info.json").read_text(encoding="ascii"))
+    modelscope = os.environ.get("USE_MODELSCOPE_HUB") in ("1", "true")
+    hub, key = ("ModelScope", "ms_hub_url") if modelscope else ("the Hugging Face hub", "hf_hub_url")
+    load = load_from_modelscope if modelscope else load_from_hugging_face
+    rows = {}
+    for split in ("train", "dev"):
+        entry = registry[f"adgen_hub_{split}"]
+        name = f"{entry[key]}:{entry['split']}"
+        print(f"Fetching {name} from {hub}")
+        try:
+            rows[split] = [
+                read_value(Row(name, number, json.dumps(value, ensure_ascii=False)), value)
+                for number, value in enumerate(load(entry[key], entry["split"]), 1)
+            ]
+        except Exception as error:
+            # Both libraries raise whatever their network libraries raise.
+            fail(
+                f"{name} cannot be fetched from {hub} ({type(error).__name__}): check the network, "
+                "give local files with `make data RAW=<folder>`, or see everything run on the sample with `make demo`"
+            )
+    return rows
+
+
+def load_from_hugging_face(name: str, split: str) -> Iterable[dict]:
+    """The rows of a data set on the Hugging Face hub."""
+    from datasets import load_dataset
+
+    return load_dataset(name, split=split)
+
+
+def load_from_modelscope(name: str, split: str) -> Iterable[dict]:
+    """The rows of a data set on ModelScope."""
+    from modelscope import MsDataset
+
+    return MsDataset.load(name, split=split)

@@ -1,0 +1,69 @@
+"""Recipes, and the `key=value` overrides laid over them, read as LLaMA-Factory reads them: with OmegaConf."""
+
+import ast
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib.files import ROOT, fail
+
+# Verbs of llamafactory-cli that take TrainingArguments, too.
+TRAINING = ("train",)
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict:
+    """The keys of a recipe with `key=value` overrides laid over them; ends the program if one cannot be read."""
+    from omegaconf import OmegaConf
+
+    if not path.is_file():
+        known = sorted(str(recipe.relative_to(ROOT)) for recipe in ROOT.glob("configs/*/*.yaml"))
+        fail(f"there is no recipe {path}; there are: {', '.join(known)}")
+    try:
+        settings = OmegaConf.load(path)
+        if not OmegaConf.is_dict(settings):
+            raise ValueError("it holds no keys")
+        return OmegaConf.to_container(OmegaConf.merge(settings, OmegaConf.from_cli(list(overrides))))
+    except Exception as error:
+        # OmegaConf hands on what its YAML and its grammar raise.
+        fail(f"{path} {' '.join(overrides)} cannot be read as a recipe: {' '.join(str(error).split())}")
+
+
+def check_overrides(words: Sequence[str], verb: str) -> list[str]:
+    """The `key=value` words; ends the program at one that LLaMA-Factory would not understand."""
+    keys = known_keys(verb) if words else set()
+    for word in words:
+        key, mark, _ = word.partition("=")
+        if not mark:
+            fail(f'the override "{word}" is not of the form key=value, as in ARGS="num_train_epochs=1"')
+        if key not in keys:
+            fail(f'LLaMA-Factory knows no key "{key}" for {verb}; its keys: docs of LLaMA-Factory 0.9.5 or the recipes')
+    return list(words)
+
+
+def known_keys(verb: str) -> set[str]:
+    """The keys that LLaMA-Factory accepts in a recipe for `verb`."""
+    hparams = Path(importlib.util.find_spec("llamafactory").origin).parent / "hparams"
+    sources = [hparams / f"{name}_args.py" for name in ("model", "data", "finetuning", "generating")]
+    if verb in TRAINING:
+        transformers = Path(importlib.util.find_spec("transformers").origin).parent
+        sources += [hparams / "training_args.py", transformers / "training_args.py"]
+        sources.append(transformers / "training_args_seq2seq.py")
+    return set().union(*map(fields, sources))
+
+
+def fields(source: Path) -> set[str]:
+    """The names of the dataclass fields in a Python file. It is parsed, not imported: an import takes eight seconds."""
+    classes = (node for node in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef))
+    lines = (line for node in classes for line in node.body if isinstance(line, ast.AnnAssign))
+    return {line.target.id for line in lines if "init=False" not in ast.unparse(line)}
+
+
+def data_files(settings: dict) -> dict[str, Path | None]:
+    """Data set → its file, or None for one of a hub; KeyError if the recipe names one that is not registered."""
+    folder = Path(settings.get("dataset_dir", "data"))
+    registry = json.loads((folder / "dataset_info.json").read_text(encoding="ascii"))
+    names = [name for key in ("dataset", "eval_dataset") for name in str(settings.get(key) or "").split(",") if name]
+    files = {name: registry[name].get("file_name") for name in names}
+    return {name: Path(os.path.normpath(folder / file)) if file else None for name, file in files.items()}

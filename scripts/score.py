@@ -1,0 +1,165 @@
+"""Scores generated ads beside systems that need no model, and shows the scores as tables, pictures and examples.
+
+  python scripts/score.py base=A.jsonl tuned=B.jsonl --data data/adgen_dev.jsonl --out results/llama3_8b
+
+Each FILE is a generated_predictions.jsonl of LLaMA-Factory, with its rows in the order of the data. NAME is what the
+tables call the system. If there is a base and a tuned, their difference is scored, too.
+
+The report names no best model if outputs are empty, endless, repetitive or incomplete; it then says why.
+"""
+
+import argparse
+import hashlib
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from lib import pictures, tables
+from lib.baselines import BASELINES, write_baselines
+from lib.files import ROOT, fail, installed_versions, printable, whole_file, write_json
+from lib.health import check_health, find_best
+from lib.metrics import vocabulary
+from lib.predictions import Predictions, Rows, read_data, read_predictions
+from lib.recipes import read_recipe
+from lib.system_scores import score_systems
+
+# The keys of a predict recipe that change what a model writes.
+DECODING = ("do_sample", "num_beams", "temperature", "top_p", "top_k", "repetition_penalty", "length_penalty")
+DECODING += ("no_repeat_ngram_size", "max_length", "max_new_tokens")
+LIBRARIES = ("jieba", "rouge-chinese", "nltk", "sacrebleu", "numpy", "llamafactory", "transformers", "torch")
+
+
+def parse_systems(words: Iterable[str]) -> dict[str, Path]:
+    """`NAME=FILE` or `FILE` words as name → path. A file without a name is called after its folder."""
+    systems = {}
+    for word in words:
+        name, mark, path = word.partition("=")
+        if not mark or "/" in name:
+            name, path = Path(word).resolve().parent.name, word
+        # A name stands in tables and pictures.
+        name = "".join(filter(str.isprintable, printable(name)))
+        if name in BASELINES or not name:
+            fail(f'"{name}" cannot be the name of a system; choose another name, as in tuned={path}')
+        if name in systems:
+            fail(f"two systems are called {name}; name each, as in tuned={path}")
+        systems[name] = Path(path)
+    return systems
+
+
+def read_decoding(words: list[str]) -> dict:
+    """The decoding keys of a predict recipe, whose path comes first, with the `key=value` overrides laid over them."""
+    settings = read_recipe(Path(words[0]), words[1:])
+    found = {key: settings[key] for key in DECODING if key in settings}
+    # YAML may hold values that JSON cannot.
+    simple = bool | int | float | str | None
+    return {key: value if isinstance(value, simple) else str(value) for key, value in found.items()}
+
+
+def describe(path: Path, rows: Rows) -> dict:
+    """A data file as eval_results.json describes it."""
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"file": printable(path.name), "rows": len(rows.contents), "sha256": checksum}
+
+
+def command_line() -> str:
+    """The command that started this program; paths in the project are relative."""
+    command = shlex.join(["python", "scripts/score.py", *sys.argv[1:]]).replace(f"{ROOT}/", "")
+    return "".join(filter(str.isprintable, printable(command)))
+
+
+def score(options: argparse.Namespace, predicted: dict[str, Predictions], data: Rows, train: Rows | None) -> dict:
+    """Everything that eval_results.json holds; `predicted`: system → its predictions."""
+    free = {name: Predictions(texts, data.references) for name, texts in write_baselines(data, train).items()}
+    results = {
+        "command": command_line(),
+        "split": describe(options.data, data),
+        "adgen_dev": tables.is_adgen_dev(*data),
+        "train": describe(options.train, train) if train else None,
+        "decoding": read_decoding(options.decoding) if options.decoding else None,
+        "rows": {name: len(system.texts) for name, system in predicted.items()},
+    }
+    results |= score_systems(predicted | free, data, train)
+    rows = results["systems"]
+    results["health"] = {
+        name: check_health(system, data, train, rows[name], rows["reference"]) for name, system in predicted.items()
+    }
+    results["best"] = find_best(results)
+    results["versions"] = installed_versions(LIBRARIES)
+    return results
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(text)
+
+
+def write_results(
+    folder: Path, results: dict, texts: dict[str, list[str]], data: Rows, train: Rows | None, losses: dict | None
+) -> None:
+    """Writes eval.png, examples.md, table.md and eval_results.json, and train_loss.png if there are losses.
+
+    `texts`: system → its ads. `losses`: see `pictures.read_losses`.
+    """
+    values = vocabulary(data.contents + (train.contents if train else []))
+    lengths = {name: [len(text) for text in ads] for name, ads in {**texts, "reference": data.references}.items()}
+    written = ["eval.png", "examples.md", "table.md", "eval_results.json"]
+    try:
+        pictures.plot_scores(results, lengths, folder / "eval.png")
+        if losses:
+            pictures.plot_loss(losses, folder / "train_loss.png")
+            written.insert(0, "train_loss.png")
+        write_text(folder / "examples.md", tables.examples_markdown(texts, *data, values))
+        write_text(folder / "table.md", tables.results_markdown(results))
+        write_json(folder / "eval_results.json", results)
+    except OSError as error:
+        fail(f"{folder} cannot be written to: {error.strerror or error}")
+    print(f"{folder}: {', '.join(written)}\n")
+
+
+def read_options() -> argparse.Namespace:
+    """The command line; ends the program if a needed word is missing or --out is a file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", metavar="[NAME=]FILE", help="generated_predictions.jsonl of LLaMA-Factory")
+    parser.add_argument("--data", type=Path, help="the rows that were predicted, in AdGen format")
+    parser.add_argument(
+        "--train", type=Path, help="the training rows; they add the baselines nearest and random, and show copies"
+    )
+    parser.add_argument(
+        "--decoding", nargs="+", metavar="WORD", help="the predict recipe and its overrides (key=value), to be noted"
+    )
+    parser.add_argument("--trainer-log", type=Path, help="trainer_log.jsonl of the training run, for train_loss.png")
+    parser.add_argument("--out", type=Path, help="the folder for table.md, eval.png, examples.md, eval_results.json")
+    parser.add_argument("--published", action="store_true", help="only write results/published.md")
+    options = parser.parse_args()
+    if not options.published and not (options.files and options.data):
+        parser.error("FILE and --data are needed")
+    if options.out and options.out.exists() and not options.out.is_dir():
+        fail(f"{options.out} is a file; --out names a folder")
+    return options
+
+
+def main() -> None:
+    options = read_options()
+    if options.published:
+        return write_text(tables.PUBLISHED.with_suffix(".md"), tables.published_markdown())
+    paths = parse_systems(options.files)
+    data = read_data(options.data)
+    train = read_data(options.train) if options.train else None
+    losses = pictures.read_losses(options.trainer_log) if options.trainer_log else None
+    predicted = {name: read_predictions(path, data, options.data) for name, path in paths.items()}
+    results = score(options, predicted, data, train)
+    if options.out:
+        texts = {name: system.texts for name, system in predicted.items()}
+        write_results(options.out, results, texts, data, train, losses)
+    print(tables.results_text(results))
+    if results["adgen_dev"]:
+        print(tables.published_text())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,164 @@
+"""Every figure in the READMEs and on the pages under docs/ is the one that stands in results/."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from lib.files import ROOT
+
+READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
+PAGES = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def results(path: str) -> dict:
+    return json.loads(read(ROOT / "results" / path))
+
+
+def runs_of(card: str) -> dict[str, dict]:
+    """The measured runs of Llama 3 8B on a card, by name."""
+    return {run["name"]: run for run in results(f"bench/{card}.json")["runs"] if "llama3_8b" in run["recipe"]}
+
+
+H100, H200 = runs_of("nvidia-h100-80gb-hbm3"), runs_of("nvidia-h200")
+ROWS = results("bench/scale.json")["costs"][-1]["rows"]
+
+
+def hours(rows_per_s: float) -> float:
+    return ROWS / rows_per_s / 3600
+
+
+def readme_figures() -> list[str]:
+    """What both READMEs must hold: figures with the words or the cells around them."""
+    expected = [f"{ROWS:,}", "1,070"]
+    for run, digits in (("sft_qlora", 2), ("sft_fast", 2), ("sft_lora", 2), ("plain", 1)):
+        peak = max(card[run]["peak_gib"] for card in (H100, H200))
+        cells = [f"{peak:.1f}", *(f"{hours(card[run]['rows_per_s']):.{digits}f}" for card in (H100, H200))]
+        ends = [hours(rows) for card in (H100, H200) for rows in card[run]["computed_rows_per_s"]]
+        # The range of `plain` would be too wide to say anything: the CPU limits it.
+        cells.append("" if run == "plain" else f"{min(ends):.1f}–{max(ends):.1f}")
+        expected.append("| " + " | ".join(cells).rstrip() + " |")
+    tiny = results("tiny/eval_results.json")
+    expected.append(f" {tiny['split']['rows']} ")
+    for system in ("base", "tuned"):
+        scores = {score: entry["value"] for score, entry in tiny["systems"][system].items()}
+        expected.append("| {bleu-4:.2f} | {rouge-l:.2f} | {coverage:.3f} | {hallucination:.3f} |".format(**scores))
+    published = [row for row in results("published.json")["results"] if row["procedure"] == "A"]
+    for row in sorted(published, key=lambda row: -row["bleu-4"])[:3]:
+        cells = [row["system"], *(f"{row[score]:.2f}" for score in ("bleu-4", "rouge-1", "rouge-2", "rouge-l"))]
+        expected.append("| " + " | ".join(cells) + " |")
+    return expected
+
+
+def evaluation_figures() -> list[str]:
+    """What docs/evaluation.md must hold."""
+    systems = results("tiny/eval_results.json")["systems"]
+    published = results("published.json")["results"]
+    best = max(row["bleu-4"] for row in published if row["procedure"] == "A")
+    found = [
+        f"higher ROUGE-1 ({systems['template']['rouge-1']['value']:.2f})",
+        f"untuned model ({systems['base']['rouge-1']['value']:.2f})",
+        f"similar row reaches BLEU-4 {systems['nearest']['bleu-4']['value']:.2f}",
+        f"tuned model {systems['tuned']['bleu-4']['value']:.2f}",
+        f"by a known procedure is {best}",
+    ]
+    [note] = [row["note"] for row in published if row["system"] == "Yi-9B, rsLoRA"]
+    coverage, hallucination = re.findall(r"(?:coverage|hallucination) ([\d.]+)", note)
+    return [*found, f"coverage of {coverage} and a hallucination of {hallucination}"]
+
+
+def speed_figures() -> list[str]:
+    """What docs/speed.md must hold."""
+    found = []
+    for run in ("sft_qlora", "sft_lora", "sft_fast"):
+        times = [card[run]["rows_per_s"] / card["plain"]["rows_per_s"] for card in (H100, H200)]
+        found.append(f"| `{run}` | {times[0]:.1f} | {times[1]:.1f} |")
+    cards = {"H100": "nvidia-h100-80gb-hbm3", "H200": "nvidia-h200"}
+    for card, file in cards.items():
+        for run in results(f"bench/profile-{file}.json")["profiled"]:
+            kinds = ("matrix products", "attention", "4-bit weights", "no kernel")
+            shares = " | ".join(f"{run['shares'][kind]:.0%}" for kind in kinds)
+            found.append(f"| `{run['name']}` | {card} | {shares} |")
+    found.append(f"fills a 24 GB card ({H200['sft_fast']['peak_gib']:.1f} GiB)")
+    same_card = min(repeat["rows_per_s"] for repeat in H200["sft_fast"]["measured"])
+    assert round(1 - H200["all_linear"]["rows_per_s"] / same_card, 1) == 0.2
+    found.append(f"a fifth fewer rows per second than `sft_fast` on the same card, and take {peak('all_linear')} GiB")
+    pairs = ("sft_qlora", "qlora_no_cudnn"), ("predict_cudnn", "predict")
+    for with_it, without in pairs:
+        rows = [f"{H200[run]['rows_per_s']:.1f}" for run in (with_it, without)]
+        found += [f"{rows[0]} rows per second with it (`{with_it}`", f"{rows[1]} without it (`{without}`)"]
+    served = {run["clients"]: run["whole_ad_s"]["median"] for run in results("bench/server-nvidia-h200.json")["served"]}
+    found.append(
+        f"32 clients waited {served[32]:.1f} seconds for an ad (median), and a single one {served[1]:.1f} seconds"
+    )
+    cost = results("bench/scale.json")["costs"][-1]["prepare"]
+    found.append(f"all {ROWS:,} rows took {cost['seconds']:.1f} seconds and at most {cost['peak_rss_gib']:.2f} GiB")
+    large = distributed()["llama3_70b"]
+    found.append(
+        f"with {large['left_gib']} GiB left on the card, the same training took {large['peak_gib_per_process']:.1f} GiB"
+    )
+    return found
+
+
+def peak(run: str) -> str:
+    return f"{H200[run]['peak_gib']:.1f}"
+
+
+def distributed() -> dict[str, dict]:
+    return {run["name"]: run for run in results("distributed.json")["runs"]}
+
+
+def scale_figures() -> list[str]:
+    """What docs/scale.md must hold."""
+    runs = distributed()
+    ddp, zero2, zero3, fsdp = (runs[run]["peak_gib_per_process"] for run in ("ddp", "zero2", "zero3", "fsdp"))
+    large, part = runs["llama3_70b"], runs["llama3_70b_fsdp"]
+    worst = max(abs(row["error"]) for row in results("bench/sizes.json")["check"])
+    return [
+        f"a process took {ddp:.2f} GiB with DDP, {zero2:.2f} with ZeRO-2,",
+        f"{zero3:.2f} with ZeRO-3 and {fsdp:.2f} with FSDP",
+        f"{large['left_gib']} GiB were left, like a 48 GB card. It took {large['peak_gib_per_process']:.1f} GiB",
+        f"{part['layers']} of 70B's 80 layers trained by FSDP on two cards with {part['left_gib']} GiB left",
+        f"differs by at most {worst:.0%}",
+        # Computed from the shape: 40 layers keep 40 inputs of 2 × 2,048 × 8,192 bytes each.
+        f"{40 * 2 * 2048 * 8192 / 1e9:.1f} GB more activations",
+    ]
+
+
+FIGURES = {
+    "README.md": readme_figures,
+    "README_zh.md": readme_figures,
+    "docs/evaluation.md": evaluation_figures,
+    "docs/speed.md": speed_figures,
+    "docs/scale.md": scale_figures,
+}
+# Version numbers.
+VERSIONS = {"3.0", "3.1", "3.11"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_figures_are_those_of_the_results(path):
+    text = " ".join(read(path).split())
+    expected = FIGURES.get(name(path), list)()
+    assert not [figure for figure in expected if figure not in text]
+    # A number with decimals that no result accounts for was typed by hand.
+    plain = re.sub(r"`[^`]*`|\]\([^)]*\)", " ", re.sub(r"```.*?```", "", text))
+    numbers = set(re.findall(r"(?<![\w.-])\d+\.\d+(?!\.?\d)(?![A-Za-z])", plain)) - VERSIONS
+    assert numbers <= set(re.findall(r"\d+\.\d+", " ".join(expected)))
+
+
+@pytest.mark.parametrize("readme", READMES, ids=name)
+def test_the_ad_on_the_first_screen_was_written_by_the_demo(readme):
+    [(product, ad)] = re.findall(r"^\| `([^`]+#[^`]+)` \| (.+) \|$", read(readme), re.MULTILINE)
+    examples = read(ROOT / "results/tiny/examples.md")
+    section = examples[examples.index(f"`{product}`") :].split("## Row")[0]
+    assert f"| tuned | {ad} |" in section
+    assert "⚠" not in ad

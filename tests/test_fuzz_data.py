@@ -1,0 +1,218 @@
+"""Bad input to data preparation: no traceback, no row lost silently, nothing written elsewhere, memory bounded."""
+
+import base64
+import json
+import os
+import tempfile
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import prepare_data
+import pytest
+from corpus import (
+    GOOD,
+    MANY,
+    MIB,
+    SMALL,
+    attempt,
+    attributes,
+    json_values,
+    lines_of,
+    mutated,
+    plain_rows,
+    run_main,
+    run_program,
+    texts,
+)
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from lib.attributes import parse_attributes, product, tidy
+from lib.files import read_json_lines
+from lib.raw_rows import read_rows
+
+# --- generated files ---
+
+columns = st.sampled_from([("content", "summary"), ("prompt", "response"), ("instruction", "output")])
+
+
+@st.composite
+def row_objects(draw):
+    """A row that is good, or nearly."""
+    names = draw(columns)
+    row = dict(zip(names, draw(plain_rows | st.tuples(attributes | json_values, texts | json_values)), strict=True))
+    return row | draw(st.dictionaries(st.sampled_from(["input", "id", *names]), json_values, max_size=2))
+
+
+def is_row(line: bytes) -> bool:
+    """Whether a line holds a printable ASCII character, so that it is blank in no encoding."""
+    return any(33 <= byte < 127 for byte in line)
+
+
+@st.composite
+def raw_lines(draw):
+    """A line of a file, in some encoding, whole or cut off."""
+    if draw(st.integers(0, 5)) == 0:
+        odd = st.sampled_from([b"", b"   ", b"\r", b"[" * 3000, b'{"content": 1}', b"nul"])
+        line = draw(st.binary(max_size=40) | odd)
+    else:
+        value = draw(row_objects() | json_values)
+        text = json.dumps(value, ensure_ascii=draw(st.booleans()))
+        encoding = draw(st.sampled_from(["utf-8"] * 4 + ["gb18030", "utf-16", "latin-1"]))
+        line = text.encode(encoding, "surrogatepass" if encoding == "utf-8" else "replace")
+        line = line[: draw(st.none() | st.integers(0, len(line)))]
+    line = line.replace(b"\n", b" ") + draw(st.sampled_from([b"", b"", b"\r"]))
+    # White space of another encoding would be a row in one encoding and none in another.
+    return line if is_row(line) else b""
+
+
+@st.composite
+def raw_files(draw):
+    """A file as bytes, and how many rows it has."""
+    if draw(st.integers(0, 4)) == 0:
+        values = draw(st.lists(row_objects() | json_values, max_size=8))
+        text = json.dumps(values, ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, 1])))
+        return text.encode("utf-8", "surrogatepass"), len(values)
+    lines = draw(st.lists(raw_lines(), max_size=8))
+    lines.insert(draw(st.integers(0, len(lines))), lines_of([draw(plain_rows)]).rstrip(b"\n"))
+    data = draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + b"\n".join(lines)
+    # A file that starts like an array is read as an array.
+    assume(data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"[")
+    return data, sum(map(is_row, lines))
+
+
+# --- properties ---
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def prepare_in(folder: Path, raw: Path, *flags) -> dict | None:
+    """The card of a preparation, None if it was refused; asserts that it wrote its own output and nothing else."""
+    out, before = folder / "out", snapshot(folder)
+    if attempt(run_main, prepare_data, raw, "--out", out, *flags) is None:
+        assert snapshot(folder) == before
+        return None
+    names = {f"adgen_{name}" for name in ("train.jsonl", "val.jsonl", "dev.jsonl", "rejected.jsonl", "card.json")}
+    after = snapshot(folder)
+    assert {path: data for path, data in after.items() if path.parent != out} == before
+    assert {path.name for path in after if path.parent == out} <= names
+    return json.loads((out / "adgen_card.json").read_text(encoding="utf-8"))
+
+
+@given(raw_files(), st.none() | raw_files(), st.sampled_from(["drop", "cut", "keep"]), st.booleans(), st.booleans())
+def test_preparation_accounts_for_every_row(train, dev, unk, duplicates, plain):
+    files = {"train": train, "dev": dev} if dev else {"train": train}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "raw").mkdir()
+        for split, (data, _) in files.items():
+            (folder / f"raw/{split}.json").write_bytes(data)
+        choice = ("drop", "keep")
+        flags = ("--unk", unk, "--duplicates", choice[duplicates], "--plain", choice[plain])
+        card = prepare_in(folder, folder / "raw", *flags)
+        if card is None:
+            return
+        rows = {}
+        for split in ("train", "val", "dev", "rejected"):
+            path = folder / f"out/adgen_{split}.jsonl"
+            rows[split] = read_json_lines(path) if path.exists() else []
+    check_counts(card, files, rows)
+    for split, (data, _) in files.items():
+        check_originals(data, [row for row in rows["rejected"] if row["file"] == f"{split}.json"])
+
+
+def check_counts(card: dict, files: dict, rows: dict) -> None:
+    """Every row that was read is written, or set aside with a reason."""
+    left_out = Counter((row["file"], row["status"]) for row in rows["rejected"])
+    assert len({(row["file"], row["line"]) for row in rows["rejected"]}) == len(rows["rejected"])
+    for split, (_, count) in files.items():
+        counts = card["input"][split]
+        assert counts["read"] == count
+        assert count == sum(counts[status] for status in ("kept", "repaired", "dropped", "rejected"))
+        written = rows["dev"] if split == "dev" else rows["train"] + rows["val"]
+        assert len(written) == counts["kept"] + counts["repaired"]
+        for status in ("dropped", "rejected"):
+            assert left_out[f"{split}.json", status] == counts[status]
+
+
+def check_originals(data: bytes, rejected: list[dict]) -> None:
+    """Rows that are set aside are those of the file, byte for byte; the rows of an array are written anew."""
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    lines = data.split(b"\n")
+    for row in [] if data.lstrip().startswith(b"[") else rejected:
+        found = base64.b64decode(row["base64"]) if "base64" in row else row["text"].encode()
+        line = lines[row["line"] - 1]
+        from_gb18030 = line.decode("gb18030", "replace").removesuffix("\r").encode("utf-8", "surrogatepass")
+        assert found in (line, line.removesuffix(b"\r"), from_gb18030)
+
+
+@given(st.binary(max_size=300) | raw_files().flatmap(lambda file: mutated(file[0])))
+@example(b"[" * 100_000)
+@example(b"[" * 990 + b"]" * 990)
+@example(b"[" + b"9" * 5000 + b"]")
+def test_any_bytes_are_rows_or_refused(data):
+    rows = attempt(lambda: list(read_rows("a file", data)))
+    for row in rows or []:
+        assert row.problem or (row.content.strip() and row.summary.strip())
+        (row.content + row.summary).encode()
+
+
+@given(attributes | texts)
+def test_tidied_attributes_are_the_same_attributes(text):
+    tidied = tidy(text)
+    wide = text.replace("＃", "#").replace("＊", "*")
+    assert tidy(tidied) == tidied and parse_attributes(tidied) == parse_attributes(wide)
+    assert product(tidied) == product(wide)
+    assert "<UNK>" not in prepare_data.cut_unk(text)
+
+
+# --- bad files, through the program ---
+
+# Name → the bytes of a train.json beside good rows, and how many rows these are.
+BAD_ROWS = {
+    "lone surrogates": (rb'{"content": "\ud800#\udfff", "summary": "\udc00"}' + b"\n", 1),
+    "surrogates in UTF-8": ('{"content": "类型#\ud800", "summary": "x"}\n'.encode("utf-8", "surrogatepass"), 1),
+    "three encodings": ("类型\n".encode("gb18030") + "类型\n".encode() + "类型".encode("utf-16-le") + b"\n", 3),
+    "nulls": (b'null\n{"content": null, "summary": null}\n{}\n{"content": "a#b", "summary": null}\n', 4),
+    "numbers": (b'{"content": 1, "summary": 2.5}\n1e999\n-0\n' + b"9" * 5000 + b"\n", 4),
+    "NUL bytes": (b"\0\n" + b'{"content": "a#b\0", "summary": "\0"}\n', 2),
+    "deep arrays": ((b"[" * 10**6 + b"\n") * 2, 2),
+    "deep objects": (b'{"content":' * 10**5 + b"1" + b"}" * 10**5 + b"\n", 1),
+    "a giant line": (b'{"content": "a#b", "summary": "' + b"x" * 16 * MIB + b'"}\n', 1),
+    "a giant line of nothing": (b" " * 16 * MIB + b"x\n", 1),
+    "a million attributes": (json.dumps({"content": MANY, "summary": "x"}, ensure_ascii=False).encode() + b"\n", 1),
+    "a million blank lines": (b"\n" * 10**6, 0),
+    "many tiny rows": (b"{}\n" * 50_000, 50_000),
+    "old Mac lines": (b'{"content": "a#b", "summary": "c"}\r' * 9 + b"\n", 1),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_among_good_ones(tmp_path, name):
+    data, count = BAD_ROWS[name]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/train.json").write_bytes(lines_of(GOOD[:15]) + data + lines_of(GOOD[15:]))
+    before = set(tmp_path.rglob("*"))
+    code, _, errors = run_program(tmp_path, "prepare_data.py", "raw", "--out", "out", peak=SMALL + 4 * len(data))
+    assert code == 0, errors
+    assert {path for path in tmp_path.rglob("*") if (tmp_path / "out") not in (path, path.parent)} == before
+    counts = json.loads((tmp_path / "out/adgen_card.json").read_text())["input"]["train"]
+    assert counts["read"] == count + len(GOOD) == counts["kept"] + counts["repaired"] + counts["rejected"]
+    assert counts["kept"] >= len(GOOD)
+    assert len(read_json_lines(tmp_path / "out/adgen_rejected.jsonl")) == counts["rejected"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_file_names_that_are_no_text(tmp_path, encoding):
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/\xff\n\x1b[2J"))
+    odd.mkdir()
+    (odd / "train.json").write_bytes(lines_of(GOOD))
+    (odd / "products.csv").write_text("id,类型,颜色\n1,裙,白色\n", encoding="utf-8")
+    (odd / "file").write_text("")
+    prepare = partial(run_program, tmp_path, "prepare_data.py", PYTHONIOENCODING=encoding)
+    assert prepare(odd, "--out", odd / "out")[0] == 0
+    for name in ("nowhere", "products.csv"):
+        assert prepare(odd / name, "--out", odd / "out")[0] == 1
+    assert prepare(odd, "--out", odd / "file")[0] == 1
