@@ -18,8 +18,11 @@ from pathlib import Path
 from lib.cards import check_cards, check_variables, predict_environment, share_overrides, train_environment
 from lib.checks import Unmade, list_checks, run_checks
 from lib.choices import (
+    PREFERENCE,
     Choices,
+    fine_tuned,
     hub_overrides,
+    merged,
     predictions,
     read_choices,
     rows_of,
@@ -28,11 +31,10 @@ from lib.choices import (
     trained,
     tuned_overrides,
 )
-from lib.files import ROOT, fail, whole_file
+from lib.files import ROOT, whole_file
 from lib.recipes import check_overrides, data_files, read_recipe
-from lib.run_folder import finish, locked, prepare, say, set_aside
-from lib.supervision import find_cli, supervise
-from lib.weights import weights_fault
+from lib.runs import run_export, run_training
+from lib.supervision import find_cli
 
 # Variables that a run gets unless the user has set them: servers answer this machine only, LLaMA-Factory's log does not
 # hide the progress bars, and less GPU memory is lost to gaps. The memory that recipes need was measured so.
@@ -67,7 +69,15 @@ def make_rows(_: Choices) -> None:
 
 
 def make_base(choices: Choices) -> None:
-    """Makes the base model of a stand-in: random weights, then pretraining on the rows that its recipe names."""
+    """Makes the base model of a run: a stand-in, or for a preference method the merged fine-tuned model."""
+    if choices.method in PREFERENCE:
+        first = fine_tuned(choices)
+        return write_export(first, [*tuned_overrides(first), f"export_dir={merged(choices)}"])
+    make_stand_in(choices)
+
+
+def make_stand_in(choices: Choices) -> None:
+    """Makes a stand-in: random weights, then pretraining on the rows that its recipe names."""
     recipe = choices.recipe("pretrain")
     settings = read_recipe(recipe)
     look(choices, "train", None, settings)
@@ -88,21 +98,6 @@ def check_call(command: list[str]) -> None:
         raise SystemExit(status)
 
 
-def run_training(recipe: Path, words: list[str], environment: dict[str, str]) -> None:
-    """Trains, from the last whole checkpoint on if there is one; or predicts."""
-    settings = read_recipe(recipe, words)
-    folder = Path(settings["output_dir"])
-    # Of several machines, the first looks after the folder.
-    if not settings.get("do_train") or os.environ.get("NODE_RANK", "0") != "0":
-        return supervise(["train", str(recipe), *words], settings, folder, **environment)
-    with locked(folder) as lock:
-        checkpoint = prepare(settings)
-        # Without it, early stopping would begin to count anew.
-        more = ["restore_callback_states_from_checkpoint=true"] * bool(checkpoint)
-        supervise(["train", str(recipe), *words, *more], settings, folder, lock, **environment)
-        finish(folder, bool(checkpoint))
-
-
 def show_plan(verb: str, recipe: Path | None, words: list[str], environment: dict[str, str]) -> None:
     """Prints a command as a shell would take it."""
     variables = [f"{name}={value}" for name, value in environment.items() if name != "PATH"]
@@ -111,7 +106,7 @@ def show_plan(verb: str, recipe: Path | None, words: list[str], environment: dic
 
 def doctor(choices: Choices, options: argparse.Namespace) -> None:
     """Lists what a training needs, and what is wrong with it."""
-    recipe = choices.recipe(f"sft_{choices.method}")
+    recipe = choices.recipe(choices.training)
     settings = read_recipe(recipe, [*train_overrides(choices), *options.words])
     lines = run_checks(list_checks("train", recipe, settings, every=True))
     if options.json:
@@ -134,11 +129,22 @@ def train(choices: Choices, options: argparse.Namespace) -> None:
     check_variables(choices)
     if not options.dry_run:
         check_cards(choices)
-    recipe = choices.recipe(f"sft_{choices.method}")
+    recipe = choices.recipe(choices.training)
     shared = share_overrides(choices, read_recipe(recipe, options.words))
     words, environment = [*train_overrides(choices), *shared, *options.words], train_environment(choices)
     if options.dry_run:
         return show_plan("train", recipe, words, environment)
+    look(choices, "train", recipe, read_recipe(recipe, words))
+    run_training(recipe, words, environment)
+
+
+def predict(choices: Choices, options: argparse.Namespace) -> None:
+    """Writes ads with the tuned model, for the rows and into the folder that the overrides name."""
+    recipe, environment = choices.recipe("predict"), WRITING | predict_environment(choices)
+    words = [*hub_overrides(choices), *tuned_overrides(choices), *options.words]
+    if options.dry_run:
+        return show_plan("train", recipe, words, environment)
+    check_cards(choices)
     look(choices, "train", recipe, read_recipe(recipe, words))
     run_training(recipe, words, environment)
 
@@ -171,6 +177,11 @@ def evaluate(choices: Choices, options: argparse.Namespace) -> None:
             file.write(inputs + "\n")
     run_training(after, tuned_words, environment)
     names = {"base": base_folder, "tuned": tuned_folder}
+    if choices.method in PREFERENCE:
+        first = predictions(fine_tuned(choices))[1]
+        names = {"base": base_folder, "fine-tuned": first, "tuned": tuned_folder}
+        if not (first / "generated_predictions.jsonl").exists():
+            names.pop("fine-tuned")
     ads = [f"{name}={folder}/generated_predictions.jsonl" for name, folder in names.items()]
     rows = ["--data", str(dev), "--train", str(rows_of(choices, "train"))]
     how = ["--decoding", str(after), *options.words, "--trainer-log", f"{trained(choices)}/trainer_log.jsonl"]
@@ -179,38 +190,18 @@ def evaluate(choices: Choices, options: argparse.Namespace) -> None:
 
 
 def export(choices: Choices, options: argparse.Namespace) -> None:
-    """Writes the merged model beside its folder, and moves it there when it is whole."""
-    recipe, words = choices.recipe("export"), [*tuned_overrides(choices), *options.words]
+    """Merges the adapter into its base model."""
+    words = [*tuned_overrides(choices), *options.words]
     if options.dry_run:
-        return show_plan("export", recipe, words, {})
-    settings = read_recipe(recipe, words)
-    look(choices, "export", recipe, settings)
-    folder = Path(settings["export_dir"])
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
-        fail(f"{folder} holds something else than a model; name another folder with ARGS=export_dir=<folder>")
-    part = folder.with_name(f".{folder.name}.part")
-    with locked(folder) as lock:
-        shutil.rmtree(part, ignore_errors=True)
-        try:
-            supervise(["export", str(recipe), *words, f"export_dir={part}"], settings, part, lock)
-            if fault := weights_fault(part):
-                fail(f"the export is not whole ({fault}); run it again")
-            # safetensors writes files that only their owner may read. A server may run as another user.
-            for path in part.glob("*.safetensors"):
-                path.chmod((part / "config.json").stat().st_mode)
-            replace_folder(folder, part)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        return show_plan("export", choices.recipe("export"), words, {})
+    write_export(choices, words)
 
 
-def replace_folder(folder: Path, part: Path) -> None:
-    """Moves a finished export to its place. Files that somebody else put there, such as GGUF, are kept beside it."""
-    old = set_aside(folder, ".") if folder.exists() else None
-    part.rename(folder)
-    if old and {path.name for path in old.iterdir()} <= {path.name for path in folder.iterdir()}:
-        shutil.rmtree(old)
-    elif old:
-        say(f"{folder} held more files than this export: they are in {old}")
+def write_export(choices: Choices, words: list[str]) -> None:
+    """Looks whether an export can work, and writes it."""
+    recipe = choices.recipe("export")
+    look(choices, "export", recipe, read_recipe(recipe, words))
+    run_export(recipe, words)
 
 
 def chat(choices: Choices, options: argparse.Namespace) -> None:
@@ -255,7 +246,15 @@ def choose_language() -> None:
             file.write("lang: zh\nhub_name: null\nlast_model: null\npath_dict: {}\ncache_dir: null\n")
 
 
-VERBS = {"doctor": doctor, "base": base, "train": train, "eval": evaluate, "export": export, "chat": chat}
+VERBS = {
+    "doctor": doctor,
+    "base": base,
+    "train": train,
+    "predict": predict,
+    "eval": evaluate,
+    "export": export,
+    "chat": chat,
+}
 VERBS |= dict.fromkeys(("webchat", "api", "webui"), serve)
 # Verbs for which LLaMA-Factory takes other keys than those of a training.
 OTHERS = ("export", "chat", "webchat", "api")

@@ -8,7 +8,19 @@ BIN = Path(sys.executable).parent
 # The key of the server that all tests ask.
 KEY = "a-key-of-the-tests"
 # What runs write; a copy of the project is made without it.
-WRITTEN = (".git", ".venv", ".whl", "saves", "exports", "adgen_*", "__pycache__", ".*_cache", "llamaboard_cache")
+WRITTEN = (
+    ".git",
+    ".venv",
+    ".whl",
+    "saves",
+    "exports",
+    "adgen_*",
+    "*_pairs.jsonl",
+    "*_pairs_card.json",
+    "__pycache__",
+    ".*_cache",
+    "llamaboard_cache",
+)
 
 
 def one_error(result) -> str:

@@ -17,7 +17,7 @@ from lib.files import ROOT, read_json_lines
 from lib.recipes import read_recipe
 from tiny_models import add_adapter, build_base
 
-# One worker measures for all of these tests.
+pytestmark = pytest.mark.trained
 ROWS, STEPS, WARMUP = 24, 5, 2
 RUNS = ["plain", "predict:predict max_new_tokens=16", "counted:sft_lora include_num_input_tokens_seen=true"]
 

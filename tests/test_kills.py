@@ -31,7 +31,7 @@ def test_killed_export(make, demo, tmp_path):
     assert (old / "of_mine.gguf").read_text() == "kept"
 
 
-def kill_at_random(command, seconds, project, times=8):
+def kill_at_random(command, seconds, project, times=4):
     """Runs a command and kills it after a random time, each time a longer one: most is written near the end."""
     draw = random.Random(1)
     for number in range(times):
@@ -49,7 +49,7 @@ def kill_at_random(command, seconds, project, times=8):
 def test_killed_data_preparation(make, clone, tmp_path):
     """What there is, is whole; and a card that is there is that of its files."""
     sample = read_json_lines(ROOT / "data/sample/train.jsonl")
-    rows = [row | {"summary": f"{row['summary']}{number}"} for number in range(25) for row in sample]
+    rows = [row | {"summary": f"{row['summary']}{number}"} for number in range(15) for row in sample]
     (tmp_path / "train.json").write_text("\n".join(json.dumps(row) for row in rows))
     (tmp_path / "dev.json").write_text((ROOT / "data/sample/dev.jsonl").read_text(encoding="utf-8"))
     out = tmp_path / "out"

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -27,8 +28,26 @@ ORDER = {
         "enable_liger_kernel",
         "disable_gradient_checkpointing",
     ],
-    "method": ["stage", "do_train", "do_predict", "finetuning_type", "lora_rank", "lora_alpha", "lora_target"],
-    "data": ["dataset", "eval_dataset", "default_system", "enable_thinking", "cutoff_len", "packing", "neat_packing"],
+    "method": [
+        "stage",
+        "do_train",
+        "do_predict",
+        "finetuning_type",
+        "lora_rank",
+        "lora_alpha",
+        "lora_target",
+        "pref_ftx",
+    ],
+    "data": [
+        "dataset",
+        "eval_dataset",
+        "template",
+        "default_system",
+        "enable_thinking",
+        "cutoff_len",
+        "packing",
+        "neat_packing",
+    ],
     "training": [
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
@@ -63,10 +82,10 @@ ORDER = {
         "max_new_tokens",
         "repetition_penalty",
     ],
-    "generation": ["temperature", "top_p", "max_new_tokens"],
+    "generation": ["temperature", "top_p", "max_new_tokens", "repetition_penalty"],
 }
 # Defaults that are written out all the same, because they say what a recipe is.
-SPELLED_OUT = {"stage", "lora_rank", "cutoff_len", "per_device_train_batch_size"}
+SPELLED_OUT = {"stage", "lora_rank", "lora_target", "learning_rate", "cutoff_len", "per_device_train_batch_size"}
 
 
 def verb(recipe):
@@ -149,13 +168,11 @@ def test_nothing_unsafe(recipe):
 
 
 def test_every_model_has_every_verb(model):
-    assert {"sft_qlora", "sft_lora", "predict_base", "predict", "export", "chat"} <= set(model)
+    assert {"sft_qlora", "sft_lora", "predict_base", "predict", "export", "chat", "dpo"} <= set(model)
 
 
 def test_recipes_of_a_model_agree(model):
-    # Where a pretraining recipe makes the base, full training may start where that starts.
-    start = model.get("pretrain", {}).get("model_name_or_path")
-    downstream = {name: one for name, one in model.items() if start is None or one["model_name_or_path"] != start}
+    downstream = {name: one for name, one in model.items() if name not in ("pretrain", "dpo")}
     assert len({settings["model_name_or_path"] for settings in downstream.values()}) == 1
     assert len({one["default_system"] for name, one in model.items() if name != "pretrain"}) == 1
     # Packed rows fill their blocks, which may be shorter than what prediction allows.
@@ -165,12 +182,20 @@ def test_recipes_of_a_model_agree(model):
         if "cutoff_len" in settings
     }
     assert all(cutoff == max(cutoffs) or packed for cutoff, packed in cutoffs.items())
-    assert not any("template" in settings for settings in model.values())
+    assert len({one.get("template") for name, one in model.items() if name != "pretrain"}) == 1
     trained = model["sft_qlora"]["output_dir"]
     for name in ("predict", "export", "chat"):
         assert model[name]["adapter_name_or_path"] == trained
     if "pretrain" in model:
         assert model["pretrain"]["output_dir"] == model["chat"]["model_name_or_path"]
+
+
+def test_dpo_goes_on_from_a_merged_fine_tuning_and_its_own_pairs(model, request):
+    start = Path(model["dpo"]["model_name_or_path"])
+    assert str(start.parents[1] / "lora" / start.name) == model[start.name]["output_dir"]
+    assert start.parent.name == "merged"
+    folder = request.node.callspec.params["model"]
+    assert model["dpo"]["dataset"] == f"{folder.name}_pairs"
 
 
 def test_base_and_tuned_are_predicted_alike(model):

@@ -24,7 +24,7 @@ def test_llamafactory_reads_the_entry(name, folder, monkeypatch):
     if found.load_from == "file":
         path = (ROOT / folder / found.dataset_name).resolve()
         assert path.parent in (ROOT / "data", ROOT / "data/sample")
-        assert path.name.startswith("adgen_") or path.is_file()
+        assert path.name.startswith("adgen_") or path.name.endswith("_pairs.jsonl") or path.is_file()
     else:
         assert found.dataset_name == "HasturOfficial/adgen"
         monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")

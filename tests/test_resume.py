@@ -198,7 +198,7 @@ def test_full_disk(make, whole, small_disk):
     project, folder = whole[0], small_disk / "run"
     # Looked at before the run, the disk is too small; the way around is what a disk that fills up meanwhile would be.
     assert "GB free" in errors(make(project, *words(folder)).stderr)[0]
-    program = "import sys, pathlib, launch; launch.run_training(pathlib.Path(sys.argv[1]), sys.argv[2:], {})"
+    program = "import sys, pathlib, lib.runs as runs; runs.run_training(pathlib.Path(sys.argv[1]), sys.argv[2:], {})"
     command = ["env", "PYTHONPATH=scripts", BIN / "python", "-c", program, "configs/tiny/sft_lora.yaml"]
     command += ["dataset=sample_train", "eval_dataset=sample_val", *words(folder)[-1].removeprefix("ARGS=").split()]
     result = subprocess.run(command, cwd=project, capture_output=True, text=True)

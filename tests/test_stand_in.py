@@ -25,6 +25,7 @@ def test_random_weights_of_the_8b_shape_write_what_reads_as_chinese():
     assert max(tokenizer("".join(texts), add_special_tokens=False)["input_ids"]) < 780
 
 
+@pytest.mark.trained
 def test_a_base_that_is_quantised_already_trains(tmp_path):
     one = stand_in.SIZES["tiny"] | {"num_hidden_layers": 1}
     tokenizer = stand_in.build_tokenizer(one, SAMPLE)

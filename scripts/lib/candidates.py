@@ -66,3 +66,25 @@ def mark_terminal(product: str, candidate: Candidate) -> str:
     marks = {value: "✗" if value in candidate.missing else "✓" for _, value in parse_attributes(product)}
     marks |= dict.fromkeys(candidate.invented, "⚠")
     return "\n".join([candidate.ad, "  ".join(f"{mark} {value}" for value, mark in marks.items())])
+
+
+def badness(product: str, ad: str, values: metrics.Values, half: bool = False) -> float:
+    """How bad an ad is: the share of its product's values missed, the share of values invented, and 1 for bad form.
+
+    Bad form is an unusual length, repetition (see `metrics.repetition`), or an ad without an end. `half`: only the
+    values of one half count, which `metrics.in_first_half` chooses.
+    """
+    kept = [hit for (_, value), hit in metrics.covered(product, ad).items() if not half or metrics.in_first_half(value)]
+    found, invented = metrics.invented(product, ad, values)
+    if half:
+        found, invented = ([value for value in part if metrics.in_first_half(value)] for part in (found, invented))
+    bad_form = (
+        not 40 <= len(ad) <= LONGEST or metrics.repetition(ad) > 0.15 or not ad.rstrip().endswith(metrics.CLOSING)
+    )
+    return kept.count(False) / max(1, len(kept)) + len(invented) / max(1, len(found)) + bad_form
+
+
+def likeness(ad: str, reference: str) -> float:
+    """How alike two ads are, 0 to 1: F1 of their sets of character bigrams (Dice 1945)."""
+    one, other = ({text[start : start + 2] for start in range(len(text) - 1)} for text in (ad, reference))
+    return 2 * len(one & other) / max(1, len(one) + len(other))

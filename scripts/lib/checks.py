@@ -80,7 +80,8 @@ def check_rows(settings: dict) -> str:
     for name, path in files.items():
         prepared = path and path.name.startswith("adgen_") and path.resolve().parent == ROOT / "data"
         if path and not (path.is_file() and path.stat().st_size):
-            problem = f"error: the data set {name} is missing ({path}): run `make data`, or `make data RAW=<folder>`"
+            how = "`make pairs`" if path.name.endswith("_pairs.jsonl") else "`make data`, or `make data RAW=<folder>`"
+            problem = f"error: the data set {name} is missing ({path}): run {how}"
             raise Unmade(problem) if prepared else SystemExit(problem)
         if prepared:
             check_card(path)
@@ -100,6 +101,7 @@ def check_card(path: Path) -> None:
 def check_base(model: str, recipe: Path) -> str:
     """A local folder must be whole. A hub's model must be in the cache, or within reach with this login."""
     check_stand_in(model, recipe)
+    check_merged(model)
     folder = Path(model)
     if folder.is_dir():
         for pattern in ("config.json", "*.safetensors", "tokenizer*.json"):
@@ -130,6 +132,19 @@ def check_stand_in(model: str, recipe: Path) -> None:
     sources = [ROOT / builder, ROOT / "scripts/stand_in.py", *filter(None, data_files(settings).values())]
     if not made.exists() or any(path.exists() and path.stat().st_mtime > made.stat().st_mtime for path in sources):
         raise Unmade(f"error: {model} is not made yet; `make base MODEL={recipe.parent.name}` makes it")
+
+
+def check_merged(model: str) -> None:
+    """Raises Unmade if a fine-tuned model is not merged yet, or was trained again since."""
+    folder = Path(model)
+    if folder.parent.name != "merged" or folder.is_absolute():
+        return
+    adapter = folder.parents[1] / "lora" / folder.name / "adapter_model.safetensors"
+    made = folder / "config.json"
+    if not adapter.is_file():
+        fail(f"there is no adapter in {adapter.parent} to go on from: run `make train` with its method first")
+    if not made.exists() or adapter.stat().st_mtime > made.stat().st_mtime:
+        raise Unmade(f"error: {model} is not merged yet; a training with METHOD=dpo merges it")
 
 
 def check_adapter(folder: str, recipe: Path) -> str:

@@ -18,6 +18,8 @@ STRATEGIES = {
     "fsdp": ["fsdp=[full_shard,auto_wrap]", "fsdp_config=configs/distributed/fsdp.json"],
 }
 YES = ("1", "true")
+# Methods that go on from a fine-tuned model, and learn from pairs of its own ads.
+PREFERENCE = ("dpo",)
 
 
 class Choices(NamedTuple):
@@ -31,6 +33,11 @@ class Choices(NamedTuple):
     nodes: int
     strategy: str
     ray: bool
+
+    @property
+    def training(self) -> str:
+        """The name of the training recipe."""
+        return self.method if self.method in PREFERENCE else f"sft_{self.method}"
 
     def recipe(self, name: str) -> Path:
         """The path of one of the model's recipes, from the project's root on."""
@@ -51,8 +58,9 @@ def read_choices(environment: Mapping[str, str] = os.environ) -> Choices:
     if not (ROOT / "configs" / model / "chat.yaml").is_file():
         models = sorted(path.parent.name for path in ROOT.glob("configs/*/chat.yaml"))
         fail(f'there is no model "{model}"; MODEL is one of: {" ".join(models)}')
-    if not (ROOT / "configs" / model / f"sft_{method}.yaml").is_file():
-        methods = sorted(path.stem.removeprefix("sft_") for path in ROOT.glob(f"configs/{model}/sft_*.yaml"))
+    recipes = [path.stem for path in sorted(ROOT.glob(f"configs/{model}/*.yaml"))]
+    methods = [name.removeprefix("sft_") for name in recipes if name.startswith("sft_") or name in PREFERENCE]
+    if method not in methods:
         fail(f'there is no method "{method}" for {model}; METHOD is one of: {" ".join(methods)}')
     if strategy not in STRATEGIES:
         fail(f'there is no strategy "{strategy}"; STRATEGY is one of: {" ".join(filter(None, STRATEGIES))}')
@@ -84,8 +92,22 @@ def saves(choices: Choices) -> Path:
 
 def trained(choices: Choices) -> Path:
     """The output folder of the training: an adapter, or a whole model if all weights are trained."""
-    kind = choices.settings(f"sft_{choices.method}").get("finetuning_type", "lora")
+    kind = choices.settings(choices.training).get("finetuning_type", "lora")
     return saves(choices) / kind / run_name(choices)
+
+
+def fine_tuned(choices: Choices) -> Choices:
+    """The choices of the fine-tuning that a preference method goes on from: the name of its base model says which."""
+    start = Path(choices.settings(choices.training)["model_name_or_path"]).name
+    return choices._replace(method=start.removeprefix("sft_"))
+
+
+def merged(choices: Choices) -> Path:
+    """The folder of the fine-tuned model, merged, that a preference method goes on from.
+
+    LLaMA-Factory compares a new adapter with the model that it is put on. On an adapter, that would be the base model.
+    """
+    return saves(choices) / "merged" / run_name(fine_tuned(choices))
 
 
 def predictions(choices: Choices) -> tuple[Path, Path]:
@@ -113,13 +135,17 @@ def hub_overrides(choices: Choices) -> list[str]:
 
 def train_overrides(choices: Choices) -> list[str]:
     """What a training recipe gets: rows, folder and base model."""
+    if choices.method in PREFERENCE:
+        return [f"model_name_or_path={merged(choices)}", f"output_dir={trained(choices)}"]
     rows = [f"dataset={choices.data}_train", f"eval_dataset={choices.data}_val"]
     return [*rows, f"output_dir={trained(choices)}", *hub_overrides(choices)]
 
 
 def tuned_overrides(choices: Choices) -> list[str]:
     """What a recipe gets that loads the tuned model: its adapter, or all its weights."""
-    if choices.settings(f"sft_{choices.method}").get("finetuning_type", "lora") == "lora":
+    if choices.method in PREFERENCE:
+        return [f"model_name_or_path={merged(choices)}", f"adapter_name_or_path={trained(choices)}"]
+    if choices.settings(choices.training).get("finetuning_type", "lora") == "lora":
         return [f"adapter_name_or_path={trained(choices)}", *hub_overrides(choices)]
     return [f"model_name_or_path={trained(choices)}", "adapter_name_or_path=null"]
 

@@ -16,7 +16,6 @@ SIGNS = {
     "alike": (0.2, "are the same as the ad of another product"),
     "repeating": (0.1, "repeat themselves: more than 30% of their 4-grams had occurred before"),
 }
-CLOSING = tuple("。！？!?.…~～;；」』”\"’')）")
 SPECIAL = re.compile(r"<\|[^|>]*\|>|</?s>|<(unk|pad|eos|bos)>|\[(UNK|PAD|CLS|SEP)\]", re.IGNORECASE)
 # Above this share of copies of training ads, a system is ill; below this share of the references' distinct-4, too.
 MOST_COPIED = 0.2
@@ -53,7 +52,7 @@ def count_signs(texts: list[str], data: Rows) -> dict[str, float]:
     repeats = Counter(text for text in first.values() if text.strip())
     return {
         "empty": sum(not text.strip() for text in texts),
-        "unfinished": sum(bool(text.strip()) and not text.rstrip().endswith(CLOSING) for text in texts),
+        "unfinished": sum(bool(text.strip()) and not text.rstrip().endswith(metrics.CLOSING) for text in texts),
         "endless": sum(len(text) > longest for text in texts),
         "special": sum(bool(SPECIAL.search(text)) for text in texts),
         # A share of the products: two rows of one product may rightly have the same ad.

@@ -4,6 +4,7 @@ BLEU-4 and ROUGE are those that LLaMA-Factory reports. Coverage and hallucinatio
 them: how many of its attribute values an ad names, and how many it invents.
 """
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -33,12 +34,16 @@ SCORES = {
     "corpus-bleu": Score("corpus BLEU", 2, True),
     "distinct-4": Score("distinct-4", 3, True),
     "repetition-4": Score("repetition-4", 3, False),
+    "coverage-unseen": Score("coverage, unseen half", 3, True),
+    "hallucination-unseen": Score("hallucination, unseen half", 3, False),
     "length": Score("length", 3, None),
     "copied": Score("copied", 3, False),
 }
 OVERLAP = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")
 # These six scores decide which model is best. The others only describe the ads.
 MAIN = (*OVERLAP, "coverage", "hallucination")
+# The marks with which an ad may end.
+CLOSING = tuple("。！？!?.…~～;；」』”\"’')）")
 # An ad that shares a run of this many characters with a training ad is a copy.
 COPY = 50
 
@@ -124,20 +129,30 @@ def invented(content: str, text: str, values: Values) -> tuple[dict[str, str], s
     return found, set(found) - {value for _, value in parse_attributes(content)}
 
 
+def in_first_half(value: str) -> bool:
+    """Which half of the attribute values a value belongs to, by its hash: always the same."""
+    return hashlib.sha256(value.encode()).digest()[0] % 2 == 0
+
+
 def attribute_ratios(contents: list[str], texts: list[str], values: Values) -> dict[Key, np.ndarray]:
     """Key → array (rows, 2): the score is the sum of the first column over that of the second.
 
     Coverage is the share of the attribute values that stand in the texts. Hallucination is the share of the known
     values in a text that the product does not have, averaged over the texts with any known value; by key, it is the
-    share of all values of that key in the texts.
+    share of all values of that key in the texts. The scores of the unseen half count only the values that a judge with
+    half of them (`in_first_half`) does not see.
     """
     counts = defaultdict(lambda: np.zeros((len(texts), 2)))
     for row, (content, text) in enumerate(zip(contents, texts, strict=True)):
         for (key, _), hit in covered(content, text).items():
             for part in ("", key):
                 counts["coverage", part][row] += (hit, 1)
+        for (_, value), hit in covered(content, text).items():
+            counts["coverage-unseen", ""][row] += (0, 0) if in_first_half(value) else (hit, 1)
         found, bad = invented(content, text, values)
-        counts["hallucination", ""][row] = (len(bad) / len(found), 1) if found else (0, 0)
+        unseen = [value for value in found if not in_first_half(value)]
+        for name, part in (("hallucination", list(found)), ("hallucination-unseen", unseen)):
+            counts[name, ""][row] = (len(bad & set(part)) / len(part), 1) if part else (0, 0)
         for value, key in found.items():
             counts["hallucination", key][row] += (value in bad, 1)
     return dict(counts)
