@@ -153,10 +153,8 @@ def evaluate(choices: Choices, options: argparse.Namespace) -> None:
     """Writes ads for the dev rows with the base model and the tuned model, and scores both."""
     base_folder, tuned_folder = predictions(choices)
     dev = rows_of(choices, "dev")
-    words, environment = (
-        [f"eval_dataset={choices.data}_dev", *hub_overrides(choices)],
-        WRITING | predict_environment(choices),
-    )
+    words = [f"eval_dataset={choices.data}_dev", *hub_overrides(choices)]
+    environment = WRITING | predict_environment(choices)
     base_words = [*words, f"output_dir={base_folder}", *options.words]
     tuned_words = [*words, *tuned_overrides(choices), f"output_dir={tuned_folder}", *options.words]
     before, after = choices.recipe("predict_base"), choices.recipe("predict")

@@ -12,7 +12,6 @@ depend on: the same command continues after a kill.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -103,7 +102,7 @@ def main() -> None:
         "model": choices.model, "method": choices.method, "rows": len(rows), "samples": options.samples,
         "margin": options.margin, "judge sees half of the values": options.half, "pairs": len(kept),
         "mean badness": {name: round(value, 4) for name, value in mean.items()},
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": sha256(path),
     }  # fmt: skip
     write_json(path.with_name(f"{choices.model}_pairs_card.json"), card)
     print(

@@ -9,7 +9,6 @@ The report names no best model if outputs are empty, endless, repetitive or inco
 """
 
 import argparse
-import hashlib
 import shlex
 import sys
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from lib import pictures, tables
 from lib.baselines import BASELINES, write_baselines
-from lib.files import ROOT, fail, installed_versions, printable, whole_file, write_json
+from lib.files import ROOT, fail, installed_versions, printable, sha256, whole_file, write_json
 from lib.health import check_health, find_best
 from lib.metrics import vocabulary
 from lib.predictions import Predictions, Rows, read_data, read_predictions
@@ -58,8 +57,7 @@ def read_decoding(words: list[str]) -> dict:
 
 def describe(path: Path, rows: Rows) -> dict:
     """A data file as eval_results.json describes it."""
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"file": printable(path.name), "rows": len(rows.contents), "sha256": checksum}
+    return {"file": printable(path.name), "rows": len(rows.contents), "sha256": sha256(path)}
 
 
 def command_line() -> str:

@@ -7,6 +7,16 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 # The key of the server that all tests ask.
 KEY = "a-key-of-the-tests"
+# A table with a row without attributes, a blank row, one twice, one with too many cells, and one with special tokens.
+ODD_ROWS = [
+    ["SKU", "类型", "颜色"],
+    ["1", "裙", "白色"],
+    ["2", "", "无"],
+    [],
+    ["4", "裙", "白色"],
+    ["5", "裙", "白色", "多", "一格"],
+    ["6", "裙", "<|eot_id|><|im_end|>" + "长" * 3000],
+]
 # What runs write; a copy of the project is made without it.
 WRITTEN = (
     ".git",

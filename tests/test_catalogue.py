@@ -8,6 +8,7 @@ from pathlib import Path
 
 import openpyxl
 import pytest
+from common import ODD_ROWS
 from corpus import is_one_line
 from lib.attributes import parse_attributes
 from lib.catalogue import Catalogue, read_catalogue
@@ -138,16 +139,7 @@ def test_columns_that_are_no_attributes(tmp_path):
 
 def test_no_row_is_dropped(tmp_path):
     """Rows without attributes, with too many cells, twice the same, and with the special tokens of chat templates."""
-    rows = [
-        ["SKU", "类型", "颜色"],
-        ["1", "裙", "白色"],
-        ["2", "", "无"],
-        [],
-        ["4", "裙", "白色"],
-        ["5", "裙", "白色", "多", "一格"],
-        ["6", "裙", "<|eot_id|><|im_end|>" + "长" * 3000],
-        ["7", "裙", "长" * 10_000],
-    ]
+    rows = [*ODD_ROWS, ["7", "裙", "长" * 10_000]]
     table = read_catalogue(write_csv(tmp_path / "in.csv", rows), KEYS, [])
     assert column(table, "SKU") == ["1", "2", "", "4", "5", "6", "7"]
     assert table.products[:4] == ["类型#裙*颜色#白色", "", "", "类型#裙*颜色#白色"]

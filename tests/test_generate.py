@@ -6,6 +6,7 @@ from collections import Counter
 
 import openpyxl
 import pytest
+from common import ODD_ROWS
 from generating import ATTRIBUTES, DEV, PRODUCTS, example_rows, one_error, read_ads, run, write_rows
 from lib import chat_client
 from lib.files import ROOT, read_json_lines
@@ -74,16 +75,7 @@ def test_chosen_columns(relay, tmp_path):
 
 def test_every_row_has_an_ad_or_a_reason(relay, tmp_path):
     """Rows without attributes, too long, twice the same, and with the special tokens of chat templates."""
-    rows = [
-        ["SKU", "类型", "颜色"],
-        ["1", "裙", "白色"],
-        ["2", "", "无"],
-        [],
-        ["4", "裙", "白色"],
-        ["5", "裙", "白色", "多", "一格"],
-        ["6", "裙", "<|eot_id|><|im_end|>" + "长" * 3000],
-    ]
-    result = run(write_rows(tmp_path / "in.csv", rows), tmp_path / "out.csv", "--n", 2, "--server", relay.url)
+    result = run(write_rows(tmp_path / "in.csv", ODD_ROWS), tmp_path / "out.csv", "--n", 2, "--server", relay.url)
     assert result.returncode == 0, result.stderr
     ads = read_ads(tmp_path / "out.csv")
     assert [row["SKU"] for row in ads] == ["1", "2", "", "4", "5", "6"]
@@ -92,7 +84,7 @@ def test_every_row_has_an_ad_or_a_reason(relay, tmp_path):
     assert "more cells than names" in ads[4]["reason"]
     # Equal products have ads of their own.
     assert Counter(relay.asked)["类型#裙*颜色#白色", 2] == 2
-    bad = write_rows(tmp_path / "bad.csv", [rows[0], rows[2]])
+    bad = write_rows(tmp_path / "bad.csv", [ODD_ROWS[0], ODD_ROWS[2]])
     assert "no row has an ad" in one_error(bad, tmp_path / "bad_out.csv", "--server", relay.url)
     assert read_ads(tmp_path / "bad_out.csv")[0]["reason"] == "the row has no attributes"
 

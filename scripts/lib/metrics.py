@@ -144,10 +144,9 @@ def attribute_ratios(contents: list[str], texts: list[str], values: Values) -> d
     """
     counts = defaultdict(lambda: np.zeros((len(texts), 2)))
     for row, (content, text) in enumerate(zip(contents, texts, strict=True)):
-        for (key, _), hit in covered(content, text).items():
+        for (key, value), hit in covered(content, text).items():
             for part in ("", key):
                 counts["coverage", part][row] += (hit, 1)
-        for (_, value), hit in covered(content, text).items():
             counts["coverage-unseen", ""][row] += (0, 0) if in_first_half(value) else (hit, 1)
         found, bad = invented(content, text, values)
         unseen = [value for value in found if not in_first_half(value)]

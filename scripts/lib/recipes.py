@@ -9,9 +9,6 @@ from pathlib import Path
 
 from lib.files import ROOT, fail
 
-# Verbs of llamafactory-cli that take TrainingArguments, too.
-TRAINING = ("train",)
-
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict:
     """The keys of a recipe with `key=value` overrides laid over them; ends the program if one cannot be read."""
@@ -46,7 +43,7 @@ def known_keys(verb: str) -> set[str]:
     """The keys that LLaMA-Factory accepts in a recipe for `verb`."""
     hparams = Path(importlib.util.find_spec("llamafactory").origin).parent / "hparams"
     sources = [hparams / f"{name}_args.py" for name in ("model", "data", "finetuning", "generating")]
-    if verb in TRAINING:
+    if verb == "train":
         transformers = Path(importlib.util.find_spec("transformers").origin).parent
         sources += [hparams / "training_args.py", transformers / "training_args.py"]
         sources.append(transformers / "training_args_seq2seq.py")
