@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from corpus import decorated, is_one_line
+from generating import one_error
 from hypothesis import given
 from hypothesis import strategies as st
 from lib.catalogue import Catalogue, read_catalogue
@@ -76,6 +77,13 @@ HEADERLESS = [
 def test_tables_without_a_heading_that_is_known(tmp_path, content):
     message = error_of(tmp_path, content)
     assert "if these are no headings" in message or "first line is a product" in message
+
+
+def test_no_ad_without_an_attribute(tmp_path):
+    """The program ends before it asks any server."""
+    (tmp_path / "in.csv").write_text(HEADERLESS[0], encoding="utf-8")
+    assert "none of the columns 155046" in one_error(tmp_path / "in.csv", tmp_path / "ads.csv", "--server", "nowhere")
+    assert not (tmp_path / "ads.csv").exists()
 
 
 @given(decorated(sorted(KEYS)))
