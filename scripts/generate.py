@@ -82,7 +82,7 @@ def read_options() -> argparse.Namespace:
 def read_products(options: argparse.Namespace, known: list[str]) -> Catalogue:
     """The rows of INPUT; says which columns are attributes. known: attribute strings of the training data."""
     keys = {key for product in known for key, _ in parse_attributes(product)}
-    columns = [name.strip() for name in options.columns.split(",") if name.strip()]
+    columns = [name.strip() for name in options.columns.replace("，", ",").split(",") if name.strip()]
     table = read_catalogue(options.input, keys, columns)
     if taken := set(table.header) & set(added_columns(options.n)):
         fail(f"{options.input} has a column {', '.join(sorted(taken))}, which OUTPUT adds: rename or remove it")

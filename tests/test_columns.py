@@ -19,7 +19,7 @@ def read(folder: Path, content: str | list, *chosen: str, encoding: str = "utf-8
     path = folder / ("in.csv" if isinstance(content, str) else "in.jsonl")
     if not isinstance(content, str):
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
-    path.write_bytes(content.encode(encoding))
+    path.write_bytes(content.encode(encoding, "surrogateescape"))
     return read_catalogue(path, KEYS, list(chosen))
 
 
@@ -39,6 +39,7 @@ TABLES = [
     ("订单号,客户,类型,颜色\nSO-1,张三,裙,白色", "类型#裙*颜色#白色"),
     ("类型,供应商类型,客户颜色偏好,包装颜色,颜色代码\n裙,工厂,红,白,FFF", "类型#裙"),
     ("颜色,手机号,收货地址,毛利率,内部备注\n白色,13800000000,杭州,40%,别写", "颜色#白色"),
+    ("颜色（主色）,材质（成本价）,类型（供应商）,风格(ID)\n白色,3,甲,7", "颜色#白色"),
     ("颜色,颜色成本,颜色（元）价\n白色,3,4", "颜色#白色"),
     ("Color,Cost,Supplier,Customer email,Material\n白色,3,甲,a@b.c,棉", "颜色#白色*材质#棉"),
     ("Colour\tCategory\tPurchase price\n白色\t裙\t3", "类型#裙*颜色#白色"),
@@ -123,9 +124,16 @@ def test_a_name_that_is_neither_heading_nor_in_a_cell(tmp_path):
 def test_what_is_no_product(tmp_path):
     table = read(tmp_path, "类型,颜色\n裙,白色\n类型,颜色\nType,Color\n,\n无,N/A\n裙,-\n裙,#REF!\n")
     assert table.products == ["类型#裙*颜色#白色", "", "", "", "", "类型#裙", ""]
-    assert table.problems[1:3] == ["the row repeats the headings"] * 2
+    assert table.problems[1:3] == ["the row holds names of attributes, not values"] * 2
     assert table.problems[3:5] == ["the row has no attributes"] * 2
     assert table.problems[6] == "cell B8 (颜色) is the error #REF!, not a value"
+
+
+def test_rows_that_only_look_like_products(tmp_path):
+    """A row of marks below the headings, a table that stands on its side, and one of names and values."""
+    assert read(tmp_path, "类型,颜色\n必填,*选填\n（必填）,--\n裙,白色").products == ["", "", "类型#裙*颜色#白色"]
+    assert read(tmp_path, "类型,裙,裤\n颜色,白色,黑色\n材质,棉,麻").products == ["", ""]
+    assert read(tmp_path, "属性,值\n颜色,白色\n材质,棉").products == ["", ""]
 
 
 def test_titles_above_the_headings(tmp_path):
@@ -157,6 +165,9 @@ CELLS = [
     "＊顏色：白色；材 质：雪纺；(成本)：3",
     "颜色#白色*材质#雪纺*采购成本#12.5",
     "供应商#甲*颜色＃白色＊材质＃雪纺",
+    "颜色#白色;材质#雪纺;成本#12.5",
+    "颜色#白色 材质#雪纺 供应商#甲",
+    "颜色#白色*材质#雪纺;采购成本:12.5",
     "甲工厂;颜色:白色;材质:雪纺;张三",
     "颜色:白色;材质:雪纺;风格:成本:12.5",
 ]
@@ -248,6 +259,8 @@ def test_encodings(tmp_path, content, encoding):
     ("content", "encoding"),
     [
         ("Größe,Farbe\nL,weiß", "cp1252"),
+        (SIMPLIFIED * 9 + "\udcff", "utf-8"),
+        (TRADITIONAL * 9 + "\udce9\udca1", "utf-8"),
         ("种类,色\nM,白", "utf-16-le"),
         ("サイズ,カラー\nM,ホワイト", "shift_jis"),
         ("색상,유형\n흰색,치마", "euc_kr"),

@@ -47,7 +47,7 @@ def read_catalogue(path: Path, keys: set[str], chosen: list[str]) -> Catalogue:
     table = read_table(path, lambda lines: known_headings(lines[find_headings(lines, names)] if lines else [], names))
     top = find_headings(table.lines, names)
     if not table.lines[top + 1 :]:
-        fail(f"{path} holds no products: one line names the columns, each line below it is a product")
+        fail(f"{path} holds no products: a row of headings and a row for each product, or a JSON object for each")
     header = [text(name).strip() for name in table.lines[top]]
     width = max(map(len, table.lines[top:]))
     header += [UNNAMED if path.suffix.lower() == ".csv" else ""] * (width - len(header))
@@ -131,9 +131,7 @@ def find_columns(header: list[str], rows: list[list], names: Names) -> Columns:
 def refuse(path: Path, sheet: str, header: list[str], keys: set[str]) -> NoReturn:
     """Ends the program: no column is an attribute."""
     where = f"{path}, sheet {sheet}" if sheet else path
-    above = (
-        "" if path.suffix.lower() == ".jsonl" else "if these are no headings, put a row of them above the products; "
-    )
+    above = "if these are no headings, put a row of them above the products; " * (path.suffix.lower() != ".jsonl")
     fail(
         f"{where}: none of the columns {listed(header)} is an attribute that the training data knows "
         f"({listed(sorted(keys))}); {above}rename columns, or say which are attributes: --columns A,B"
@@ -142,7 +140,7 @@ def refuse(path: Path, sheet: str, header: list[str], keys: set[str]) -> NoRetur
 
 def describe(table: Table, top: int, header: list[str], columns: Columns, found: set[str], left_out: list[str]) -> str:
     """One line: what is read, what is only copied, and how to change it. found: the keys of all pairs."""
-    inner = listed(sorted(found - {*columns.values()}))
+    inner = listed(sorted(found - {*columns.values()})) or "nothing else"
     read = [
         listed([header[place]]) + ("" if header[place] == key else f" (as {key})" if key else f" (holds {inner})")
         for place, key in columns.items()
@@ -185,8 +183,8 @@ def product_problem(product: str, pairs: list[tuple[str, str]], names: Names) ->
     """Why a row is no product; empty if it is one."""
     if not pairs:
         return "the row has no attributes"
-    if all(key_of(value, names) == key for key, value in pairs):
-        return "the row repeats the headings"
+    if all(key_of(value, names) for _, value in pairs):
+        return "the row holds names of attributes, not values"
     if len(product) > LONGEST_PRODUCT:
         return f"the row's attributes have {len(product):,} characters, more than {LONGEST_PRODUCT:,}"
     return ""

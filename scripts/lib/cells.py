@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from lib.attributes import parse_attributes, tidy
-from lib.headings import Names, is_container, key_of
+from lib.headings import Names, is_container, is_decoration, key_of
 from lib.sheets import text
 
 # Between values. A comma or slash between digits is part of a number or date.
@@ -14,10 +14,12 @@ SAME_NAME = set("、，,/")
 # Between a name and its value. A space before such a name ends the value before it.
 COLON = re.compile("[:：=]")
 NEXT_NAME = re.compile(r"\s(?=[\u3400-\u9fff]{2,20}\s*[:：=])")
+# Where the next attribute begins in an attribute string without asterisks.
+NEXT_STRING = re.compile(r"[;；,，、|｜&\s](?=[^\W\d]\w{0,11}[#＃])")
 # Marks of HTML, and of an object or list that was written as text.
 MARKUP, BRACKETS = re.compile(r"</?\w[^<>]*>"), re.compile(r"""[{}\[\]"'“”]""")
 # Values that mean: this product has no such attribute. Excel writes #N/A if a look-up finds nothing.
-NOTHING = {"", "-", "--", "—", "——", "无", "暂无", "n/a", "#n/a", "na", "nan", "none", "null"}
+NOTHING = {"", "无", "暂无", "n/a", "#n/a", "na", "nan", "none", "null"}
 # Objects in a list may hold one attribute each: {"name": "颜色", "value": "白色"}.
 NAME_OF, VALUE_OF = ("name", "key", "属性名", "属性"), ("value", "val", "属性值", "值")
 
@@ -34,7 +36,7 @@ def read_cell(cell: object, key: str, names: Names) -> tuple[list[tuple[str, str
         return [], ["what is nested too deep"]
     for name, value in found:
         known = key_of(name, names)
-        if known and value.lower() not in NOTHING:
+        if known and value.lower() not in NOTHING and not is_decoration(value):
             pairs.append((known, value.replace("*", "×")))
         elif name and not known:
             left_out.append(name)
@@ -52,7 +54,8 @@ def named_values(cell: object, key: str, names: Names) -> Iterator[tuple[str, st
         for inner, content in [(name, value)] if named else cell.items():
             yield from under_name(inner, content, names)
     elif is_attribute_string(text(cell), names):
-        yield from parse_attributes(tidy(text(cell)))
+        for name, value in parse_attributes(tidy(NEXT_STRING.sub("*", text(cell)))):
+            yield from written_values(value, name) if COLON.search(value) else [(name, value)]
     elif text(cell).strip().lower() not in NOTHING:
         yield from written_values(text(cell), key)
 

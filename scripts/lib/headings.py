@@ -36,7 +36,9 @@ TRADITIONAL = str.maketrans(
     "類顏質風圖領褲長適場連續殼膚飾裝號碼產屬參數規種襯門闊鬆緊電時間觸繡紋絲銷稱條戶應價",
     "类颜质风图领裤长适场连续壳肤饰装号码产属参数规种衬门阔松紧电时间触绣纹丝销称条户应价",
 )
-IN_BRACKETS = re.compile(r"\(.*?\)|\[.*?\]|【.*?】|〔.*?〕|<.*?>")
+# A unit or a hint in brackets. It is no hint if it says that the column is something else: `类型（供应商）`.
+ELSE = "(?!.*(?:价|成本|供应|客户|内部|编码|代码|编号|货号|cost|price|supplier|customer|internal|code|id))"
+IN_BRACKETS = re.compile(rf"\({ELSE}.*?\)|\[{ELSE}.*?\]|【{ELSE}.*?】|〔{ELSE}.*?〕|<{ELSE}.*?>")
 # What forms put beside a name: required or not, marks, spaces and line breaks.
 DECORATION = re.compile(r"必填项?|选填项?|可选|required|optional|[\W_]+")
 PREFIX = re.compile("^(商品|产品|宝贝|货品|product|item)?(属性|attributes?)?(?=.)")
@@ -66,6 +68,11 @@ def known_names(keys: set[str], chosen: list[str]) -> Names:
             names[normal(name)] = re.sub("[#*＃＊]", "", name).strip()
     names.pop("", None)
     return names
+
+
+def is_decoration(value: str) -> bool:
+    """Whether a cell holds nothing but what forms put beside names, such as 必填 below a heading."""
+    return not DECORATION.sub("", value)
 
 
 def key_of(name: str, names: Names) -> str:

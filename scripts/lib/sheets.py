@@ -261,6 +261,8 @@ def fill_merged(lines: list[list[str]], merged: list[str]) -> None:
 
 def value_text(cell, epoch: datetime) -> str:
     """The value of an Excel cell as Excel shows it: 299.0 as 299, bar codes without exponent, dates as 2024-01-01."""
+    from openpyxl.utils.escape import unescape
+
     value = cell.value
     if isinstance(value, bool):
         return str(value).upper()
@@ -268,7 +270,8 @@ def value_text(cell, epoch: datetime) -> str:
         value = number_text(value, cell, epoch)
     if isinstance(value, date):
         return value.isoformat(*[" "] if isinstance(value, datetime) else []).removesuffix(" 00:00:00")
-    return text(value)
+    # Excel writes a carriage return and other control characters as _x000D_.
+    return unescape(value) if isinstance(value, str) and "_x" in value else text(value)
 
 
 def number_text(value: float, cell, epoch: datetime) -> object:
