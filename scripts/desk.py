@@ -122,7 +122,8 @@ async def write_table(command: list, overrides: list[str], path: str | None, cou
         try:
             while piece := await process.stdout.read(4096):
                 printed += piece
-                yield printed.decode("utf-8", "replace").strip().split("\r")[-1], gr.File(visible=False)
+                # The first lines stay; of the progress bar, its last state.
+                yield re.sub(".*\r", "", printed.decode("utf-8", "replace")).strip(), gr.File(visible=False)
             await process.wait()
         finally:
             if process.returncode is None:

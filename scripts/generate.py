@@ -2,11 +2,11 @@
 
   MODEL=tiny DATA=sample python scripts/generate.py examples/products.csv ads.csv
 
-INPUT is a .csv (UTF-8 or GB18030), .xlsx (its first sheet is read) or .jsonl file. Its first line names the columns.
-- A column is an attribute if the training data has a key of that name (类型, 颜色 …), or if the name does not say that
-  it is something else: a code (id, SKU, 编号, 货号 …), the product's name (商品, 名称, 标题 …), a price, stock, link,
-  picture, date, note or text. --columns names the attribute columns instead. Other columns are copied to OUTPUT.
+INPUT is a .csv, .xlsx or .jsonl file with headings.
+- A column is an attribute if the training data has a key of that name (类型, 颜色 …; color is 颜色, too), or if
+  --columns names it. Other columns are copied to OUTPUT; the model never sees them.
 - A cell may hold several values, separated by 、 , ; / | or their full-width forms. -, 无 and N/A count as empty.
+- A cell may hold several attributes: 颜色:白色;材质:雪纺. Names that are no attributes are left out.
 - If one column holds attribute strings (类型#裙*颜色#白色), only that column is read.
 
 OUTPUT is a .csv file, which Excel opens, or a .jsonl file. It has one row for each row of INPUT, in the same order: the
@@ -82,12 +82,11 @@ def read_options() -> argparse.Namespace:
 def read_products(options: argparse.Namespace, known: list[str]) -> Catalogue:
     """The rows of INPUT; says which columns are attributes. known: attribute strings of the training data."""
     keys = {key for product in known for key, _ in parse_attributes(product)}
-    columns = [name.strip() for name in options.columns.split(",") if name.strip()]
+    columns = [name.strip() for name in options.columns.replace("，", ",").split(",") if name.strip()]
     table = read_catalogue(options.input, keys, columns)
     if taken := set(table.header) & set(added_columns(options.n)):
         fail(f"{options.input} has a column {', '.join(sorted(taken))}, which OUTPUT adds: rename or remove it")
-    others = [name for name in table.header if name not in table.columns]
-    print(f"Attributes: {', '.join(table.columns)}; copied: {', '.join(others) or 'no other column'}")
+    print(table.note, flush=True)
     return table
 
 

@@ -70,7 +70,7 @@ def test_chosen_columns(relay, tmp_path):
     relay.asked.clear()
     result = run(path, tmp_path / "b.csv", "--n", 1, "--server", relay.url, "--columns", "商品,颜色")
     assert relay.asked == [("商品#靴*颜色#红×黑*颜色#白", 1)]
-    assert "Attributes: 商品, 颜色, 颜色; copied: id, 类型" in result.stdout
+    assert "Attributes: 商品, 颜色, 颜色; only copied: id, 类型; " in result.stdout
 
 
 def test_every_row_has_an_ad_or_a_reason(relay, tmp_path):
