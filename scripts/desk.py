@@ -7,9 +7,11 @@ value that the product does not have. Ads are ranked by attributes named, then b
 scripts/generate.py writes the ads of a table.
 
 MODEL, METHOD, DATA and EXPORTED in the environment choose the model, as for `make`. Without --server or SERVER, a
-server with that model is started, which ends with the page. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT are the page's
-address, by default http://127.0.0.1:7860. If other machines can reach the page, it asks for the user `desk` and the
-password API_KEY.
+server with that model is started, which ends with the page. It is stopped while the ads of a table are written, because
+a card may have no room for the model twice.
+
+GRADIO_SERVER_NAME and GRADIO_SERVER_PORT are the page's address, by default http://127.0.0.1:7860. If other machines
+can reach the page, it asks for the user `desk` and the password API_KEY.
 """
 
 import argparse
@@ -18,12 +20,12 @@ import html
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from lib.choices import read_choices, served_overrides
 from lib.files import ROOT
 from lib.metrics import vocabulary
 from lib.recipes import check_overrides, read_recipe
-from lib.servers import check_server, opened_by, own_server
+from lib.servers import OwnServer, check_server, opened_by, wait_until_up
 
 # Characters of an attribute string. AdGen's are all shorter.
 LONGEST = 500
@@ -99,6 +101,9 @@ async def write(server: str, request: dict, values: dict, content: str, count: i
             while (await asyncio.wait(tasks, timeout=0.1))[1]:
                 yield "".join(show(product, ad, values) for ad in ads)
             await asyncio.gather(*tasks)
+        except httpx.ConnectError:
+            said = "现在连不上模型：可能正在写一张商品表，或正在重新载入，请稍后再试"
+            raise gr.Error(said, print_exception=False) from None
         except (httpx.HTTPError, ValueError, LookupError) as error:
             raise gr.Error(f"服务器没有写完：{error or type(error).__name__}", print_exception=False) from None
         finally:
@@ -108,12 +113,19 @@ async def write(server: str, request: dict, values: dict, content: str, count: i
     yield "".join(show(product, ad, values, whole=True) for ad in best)
 
 
-async def write_table(command: list, overrides: list[str], path: str | None, count: int) -> AsyncIterator[tuple]:
-    """Yields what generate.py prints while it writes the ads of a table; at the end also the file with the ads."""
+async def write_table(
+    command: list, overrides: list[str], own: OwnServer | None, path: str | None, count: int
+) -> AsyncIterator[tuple]:
+    """Yields what generate.py prints while it writes the ads of a table; at the end also the file with the ads.
+
+    own: the server that is stopped meanwhile.
+    """
     import gradio as gr
 
     if not path:
         raise gr.Error("请先选择商品表", print_exception=False)
+    if own:
+        await asyncio.to_thread(own.stop)
     printed, pipes = b"", {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, f"{Path(path).stem}_ads.csv")
@@ -127,18 +139,22 @@ async def write_table(command: list, overrides: list[str], path: str | None, cou
             await process.wait()
         finally:
             if process.returncode is None:
-                process.terminate()
+                process.send_signal(signal.SIGINT)
+                await process.wait()
+            if own:
+                own.start()
         text = re.sub(".*\r", "", printed.decode("utf-8", "replace")).replace(f"{folder}/", "").strip()
         yield text, gr.File(str(output), visible=True) if output.exists() else None
 
 
-def build(server: str, request: dict, overrides: list[str]):
-    """The page as Gradio blocks. request: what all requests to the server have in common."""
+def build(server: str, request: dict, overrides: list[str], own: OwnServer | None):
+    """The page as Gradio blocks. request: what all requests to the server have in common. own: the server, if ours."""
     import gradio as gr
 
     products = known_products()
     values, known = vocabulary(products), known_values(products)
-    command = [sys.executable, ROOT / "scripts/generate.py", "--server", server, "--model", request["model"]]
+    command = [sys.executable, ROOT / "scripts/generate.py"]
+    command += [] if own else ["--server", server, "--model", request["model"]]
 
     def keys_of(kind: str) -> dict[str, list[str]]:
         return known.get(kind, known[""])
@@ -165,13 +181,17 @@ def build(server: str, request: dict, overrides: list[str]):
             start, cards = gr.Button("写文案", variant="primary"), gr.HTML()
         with gr.Tab("一张商品表"):
             upload = gr.File(label="商品表（CSV、XLSX、JSONL）", file_types=[".csv", ".xlsx", ".jsonl"])
+            if own:
+                gr.Markdown("写整张表时，“一个商品”页要停下来等它写完；表写完后模型会重新载入。")
             start_table = gr.Button("写整张表", variant="primary")
             said, download = gr.Textbox(label="进度", lines=4), gr.File(label="下载文案", visible=False)
         kind.input(choose_kind, [kind, content], [content, key, value])
         key.input(lambda *chosen: gr.Dropdown(keys_of(chosen[0]).get(chosen[1], []), value=None), [kind, key], value)
         value.input(choose_value, [content, key, value], [content, value])
         start.click(partial(write, server, request, values), [content, count], cards)
-        start_table.click(partial(write_table, command, overrides), [upload, count], [said, download])
+        # Of our own tables, one at a time: each takes the whole card.
+        table = partial(write_table, command, overrides, own)
+        start_table.click(table, [upload, count], [said, download], concurrency_limit=1 if own else "default")
     return page.queue(default_concurrency_limit=8)
 
 
@@ -188,12 +208,20 @@ def main() -> None:
     login = ("desk", os.environ["API_KEY"]) if opened_by("desk") else None
     # Gradio 5 warns of changes in Gradio 6.
     warnings.simplefilter("ignore", DeprecationWarning)
-    try:
-        with nullcontext(options.server) if options.server else own_server(overrides) as server:
-            page = build(server, request_of(recipe, options.model or find_model(server)), overrides)
+    with tempfile.TemporaryFile() as log:
+        own = None if options.server else OwnServer(overrides, log)
+        try:
+            if own:
+                print("Starting a server for this page", file=sys.stderr)
+                wait_until_up(own.process, own.url, log)
+            server = own.url if own else options.server
+            page = build(server, request_of(recipe, options.model or find_model(server)), overrides, own)
             page.launch(server_name=host, server_port=port, auth=login, show_api=False, max_file_size="20mb")
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        finally:
+            if own:
+                own.stop()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes ads for a catalogue: asks a chat server for several candidates per product and keeps the best one.
+"""Writes ads for a catalogue: several candidates for each product, of which it puts the best one first.
 
   MODEL=tiny DATA=sample python scripts/generate.py examples/products.csv ads.csv
 
@@ -17,36 +17,35 @@ are left out.
 The candidates of a product are ranked by attributes named, then by values invented, then by length: 30 to 200
 characters come first.
 
-MODEL, METHOD, DATA and EXPORTED in the environment choose the model, as for `make`. Without --server or SERVER, a
-server with that model is started for this run. API_KEY in the environment is sent to the server.
+MODEL, METHOD, DATA and EXPORTED in the environment choose the model, as for `make`, and GPUS the cards that write. They
+write in batches. The recipe's batches are for the card that it names; they grow with free memory, and are halved when
+memory runs out. With --server or SERVER, that server is asked instead; API_KEY in the environment is sent to it.
 
-Every answer is saved at once in OUTPUT.journal. If the run ends early (a kill, Ctrl-C, a server that goes away), the
-same command continues it; with other settings it refuses to. When OUTPUT is written, the journal is removed, unless the
-server refused a product: the same command then asks for that product again. The exit status is 0 if any row has an ad.
+What is written is saved in OUTPUT.journal: every answer of a server at once, and batches in parts of some minutes. If
+the run ends early (a kill, Ctrl-C, a server that goes away), the same command continues it; with other settings it
+refuses to. When OUTPUT is written, the journal is removed, unless a product was refused: the same command then tries
+that product again. The exit status is 0 if any row has an ad.
 """
 
 import argparse
-import asyncio
 import csv
 import json
 import os
 import shlex
 import sys
 from collections import Counter
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import IO
 
+from lib import batches, chat_client
 from lib.attributes import parse_attributes
 from lib.candidates import Candidate, compare, judge, known_products
 from lib.catalogue import Catalogue, read_catalogue
-from lib.chat_client import Key, Stopped, find_model, request_of, write_ads
 from lib.choices import read_choices, served_overrides
 from lib.files import ROOT, fail, printable, whole_file, write_json
-from lib.journal import append, open_journal
+from lib.journal import Writer, numbered, open_journal, write_missing
 from lib.metrics import vocabulary
 from lib.recipes import check_overrides, read_recipe
-from lib.servers import own_server
 from lib.sheets import text
 
 
@@ -62,16 +61,16 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", type=Path, metavar="INPUT")
     parser.add_argument("output", type=Path, metavar="OUTPUT")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the chat recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe")
     parser.add_argument("--n", type=positive, default=4, help="candidates per product (default: 4)")
     server = os.environ.get("SERVER")
-    parser.add_argument("--server", metavar="URL", default=server, help="ask this OpenAI-compatible server; start none")
+    parser.add_argument("--server", metavar="URL", default=server, help="ask this OpenAI-compatible server")
     parser.add_argument("--model", help="the server's name for the model (default: its only model)")
     parser.add_argument("--columns", metavar="A,B", default="", help="the columns that are attributes")
-    parser.add_argument("--in-flight", type=positive, default=8, help="requests at a time (default: 8)")
+    parser.add_argument("--in-flight", type=positive, default=8, help="requests to it at a time (default: 8)")
     parser.add_argument("--report", type=Path, help="a JSON file for the scores of one sample and of the best of N")
     options = parser.parse_intermixed_args()
-    check_overrides(options.overrides, "api")
+    check_overrides(options.overrides, "api" if options.server else "train")
     if options.output.suffix.lower() not in (".csv", ".jsonl"):
         fail(f"{options.output}: OUTPUT must be a .csv or .jsonl file")
     if options.output.is_dir() or options.output.resolve() == options.input.resolve():
@@ -90,67 +89,25 @@ def read_products(options: argparse.Namespace, known: list[str]) -> Catalogue:
     return table
 
 
-def read_settings(options: argparse.Namespace) -> dict:
-    """What decides which ads are written. A run is continued only with the settings that it began with."""
+def read_settings(options: argparse.Namespace) -> tuple[dict, Writer]:
+    """What decides which ads are written, and what writes them. A run goes on only with the settings it began with."""
     choices = read_choices()
-    overrides = [*served_overrides(choices), *options.overrides]
-    recipe = read_recipe(ROOT / choices.recipe("chat"), overrides)
-    own = {"recipe": str(choices.recipe("chat")), "overrides": overrides}
-    model = options.model or (find_model(options.server) if options.server else recipe["model_name_or_path"])
-    return {
-        "n": options.n,
-        "server": options.server or own,
-        "request": request_of(recipe, model),
-        "weights": None if options.server else last_change(recipe),
-    }
+    settings = {"n": options.n, "server": options.server}
+    if options.server:
+        recipe = read_recipe(ROOT / choices.recipe("chat"), [*served_overrides(choices), *options.overrides])
+        body = chat_client.request_of(recipe, options.model or chat_client.find_model(options.server))
+        return settings | {"request": body}, partial(chat_client.write_ads, options.server, body, options.in_flight)
+    words = batches.sampling_words(choices, options.overrides)
+    recipe = read_recipe(ROOT / choices.recipe("predict"), words)
+    settings |= {"request": recipe | {batches.BATCH: None}, "weights": last_change(recipe)}
+    folder = batches.work_folder(str(options.output.resolve()), settings)
+    return settings, partial(batches.write_ads, words, folder)
 
 
 def last_change(recipe: dict) -> float | None:
     """When the adapter of a recipe, or its model if it has none, was last written; None if it is not in a folder."""
     folder = ROOT / str(recipe.get("adapter_name_or_path") or recipe["model_name_or_path"])
     return max((path.stat().st_mtime for path in folder.glob("*.safetensors")), default=None)
-
-
-def numbered(products: list[str]) -> list[Key]:
-    """Each product with how many equal ones stand before it."""
-    counts, keys = Counter(), []
-    for product in products:
-        keys.append((product, counts[product]))
-        counts[product] += 1
-    return keys
-
-
-def fetch(options: argparse.Namespace, body: dict, journal: IO[str], ads: dict, keys: list[Key]) -> dict[Key, str]:
-    """Has the server write the ads that are still missing, and adds them to the journal and to `ads`.
-
-    Returns the reason for each product that the server refused.
-    """
-    from tqdm import tqdm
-
-    todo = {key: options.n - len(ads[key]) for key in keys if len(ads[key]) < options.n}
-    if not todo:
-        return {}
-    wanted, missing = options.n * len(keys), sum(todo.values())
-    if missing < wanted:
-        print(f"{wanted - missing} of {wanted} ads are in {journal.name} from an earlier run")
-
-    def done(key: Key, new: list[str]) -> None:
-        append(journal, {"product": key[0], "copy": key[1], "ads": new})
-        ads[key] += new
-        bar.update(len(new))
-
-    def saved() -> str:
-        return f"{sum(map(len, ads.values()))} of {wanted} ads are in {journal.name}: the same command continues"
-
-    server = nullcontext(options.server) if options.server else own_server(options.overrides)
-    try:
-        with server as url, tqdm(total=wanted, initial=wanted - missing, desc="Writing", unit="ad") as bar:
-            return asyncio.run(write_ads(url, body, todo, options.in_flight, done))
-    except (Stopped, OSError) as error:
-        fail(f"{error}; {saved()}")
-    except KeyboardInterrupt:
-        print(f"\nStopped; {saved()}")
-        raise SystemExit(130) from None
 
 
 def added_columns(n: int) -> list[str]:
@@ -225,11 +182,11 @@ def main() -> None:
     options = read_options()
     known = known_products()
     table = read_products(options, known)
-    settings = read_settings(options)
+    settings, write = read_settings(options)
     journal, ads = open_journal(options.output.with_name(f"{options.output.name}.journal"), settings)
     keys = numbered(table.products)
     try:
-        refused = fetch(options, settings["request"], journal, ads, [key for key in keys if key[0]])
+        refused = write_missing(write, journal, ads, [key for key in keys if key[0]], options.n)
     finally:
         if not any(ads.values()):
             Path(journal.name).unlink()
@@ -242,7 +199,7 @@ def main() -> None:
     reasons = [problem or refused.get(key, "") for key, problem in zip(keys, table.problems, strict=True)]
     save(options, table, ranked, reasons, journal.name)
     if refused:
-        print(f"The server refused {len(refused)} products, see `reason`; the same command asks for them again")
+        print(f"{len(refused)} products were refused, see `reason`; the same command tries them again")
     else:
         Path(journal.name).unlink(missing_ok=True)
     written = [place for place, candidates in enumerate(ranked) if candidates]

@@ -7,23 +7,23 @@ the share of attribute values missed, the share of values invented, and bad form
 become a pair if they lie far enough apart. Among equally good ads, the one most like the row's own ad is chosen.
 
 The pairs go to data/<model>_pairs.jsonl, and data/<model>_pairs_card.json counts them. Only training rows are used, so
-no dev product enters a pair. Ads that were written before are used again, as long as nothing has changed that they
+no dev product enters a pair. The ads are kept under saves/, and used again as long as nothing has changed that they
 depend on: the same command continues after a kill.
 """
 
 import argparse
 import json
 import os
-import shutil
-import subprocess
-import sys
+from functools import partial
 
+from lib.batches import BATCH, work_folder, write_ads
 from lib.candidates import badness, likeness
-from lib.choices import Choices, read_choices, rows_of, saves, trained
-from lib.files import ROOT, fail, read_json_lines, sha256, whole_file, write_json
+from lib.choices import Choices, hub_overrides, read_choices, rows_of, saves, trained, tuned_overrides
+from lib.files import ROOT, fail, sha256, whole_file, write_json
+from lib.journal import numbered, open_journal, write_missing
 from lib.metrics import Values, vocabulary
 from lib.predictions import read_data
-from lib.recipes import check_overrides
+from lib.recipes import check_overrides, read_recipe
 
 # How the ads are sampled: more widely than ads for a shop, so that a row's best and worst ad differ.
 SAMPLING = ["do_sample=true", "temperature=1.0", "top_p=1.0", "top_k=50"]
@@ -47,27 +47,25 @@ def read_options() -> argparse.Namespace:
     return options
 
 
-def write_sample(choices: Choices, options: argparse.Namespace, seed: int) -> list[str]:
-    """One ad of the tuned model for each row; written ads are used again if nothing has changed."""
-    folder = saves(choices) / "samples" / f"{trained(choices).name}_{seed}"
-    words = [f"eval_dataset={choices.data}_train", f"max_samples={options.rows}", *SAMPLING, f"seed={seed}"]
-    words += [f"output_dir={folder}", *options.words]
+def write_samples(choices: Choices, options: argparse.Namespace, products: list[str]) -> list[list[str]]:
+    """Some ads of the tuned model for each product. Ads that are there from an earlier run are used again."""
+    words = [*hub_overrides(choices), *tuned_overrides(choices), *SAMPLING, *options.words]
     weights = sorted(trained(choices).glob("*.safetensors"))
-    known = [rows_of(choices, "train"), choices.recipe("predict"), *weights]
-    inputs = " ".join([*words, *(sha256(path) for path in known)])
-    noted, ads = folder / "inputs.txt", folder / "generated_predictions.jsonl"
-    if not (noted.exists() and ads.exists() and noted.read_text(encoding="utf-8") == inputs):
-        shutil.rmtree(folder, ignore_errors=True)
-        print(f"Ads {seed} of {options.samples}", file=sys.stderr, flush=True)
-        if status := subprocess.run([sys.executable, "scripts/launch.py", "predict", *words]).returncode:
-            raise SystemExit(status)
-        with whole_file(noted) as file:
-            file.write(inputs)
-    return [row["predict"] for row in read_json_lines(ads)]
+    settings = read_recipe(choices.recipe("predict"), words) | {
+        BATCH: None,
+        "weights": [sha256(path) for path in weights],
+    }
+    folder = work_folder(settings)
+    journal, ads = open_journal(saves(choices) / "samples" / f"{folder.name}.jsonl", settings)
+    keys = numbered(products)
+    write_missing(partial(write_ads, words, folder), journal, ads, keys, options.samples)
+    return [ads[key][: options.samples] for key in keys]
 
 
 def make_pair(product: str, reference: str, ads: list[str], values: Values, options: argparse.Namespace) -> dict | None:
     """The row of the pairs' file for one product; None if its ads do not lie far enough apart."""
+    if not ads:
+        return None
     judged = sorted(set(ads), key=lambda ad: (badness(product, ad, values, options.half), -likeness(ad, reference)))
     best, worst = judged[0], judged[-1]
     gap = badness(product, worst, values, options.half) - badness(product, best, values, options.half)
@@ -79,15 +77,10 @@ def make_pair(product: str, reference: str, ads: list[str], values: Values, opti
 def main() -> None:
     options, choices = read_options(), read_choices()
     os.chdir(ROOT)
-    samples = [write_sample(choices, options, seed) for seed in range(1, options.samples + 1)]
-    data = read_data(rows_of(choices, "train"))
-    rows = list(zip(*data, strict=True))[: options.rows]
-    if len({len(rows), *map(len, samples)}) != 1:
-        fail(
-            f"{len(rows)} rows and {', '.join(str(len(ads)) for ads in samples)} ads: were the rows changed meanwhile?"
-        )
+    rows = list(zip(*read_data(rows_of(choices, "train")), strict=True))[: options.rows]
+    samples = write_samples(choices, options, [content for content, _ in rows])
     values = vocabulary([content for content, _ in rows])
-    pairs = [make_pair(*row, ads, values, options) for row, *ads in zip(rows, *samples, strict=True)]
+    pairs = [make_pair(*row, ads, values, options) for row, ads in zip(rows, samples, strict=True)]
     kept = [pair for pair in pairs if pair]
     if not kept:
         fail("no two ads of a row lie far enough apart; a smaller --margin or more --samples may help")

@@ -226,6 +226,6 @@ def test_out_of_gpu_memory_says_what_to_override(whole, tmp_path):
     command = [tmp_path / "bin/python", "scripts/launch.py", "train", f"output_dir={tmp_path}/run"]
     tiny = os.environ | {"MODEL": "tiny", "METHOD": "lora", "DATA": "sample"}
     result = subprocess.run(command, cwd=whole[0], env=tiny, capture_output=True, text=True)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.returncode == 75 and "Traceback" not in result.stderr
     assert 'ARGS="per_device_train_batch_size=1 gradient_accumulation_steps=2"' in errors(result.stderr)[0]
     assert "torch.OutOfMemoryError" in (tmp_path / "run.error.log").read_text()
