@@ -28,7 +28,7 @@ def options(margin=0.15, half=False):
         (GOOD, 0),
         (MISSES, 1 / 4),
         (INVENTS, 1 / 4),
-        ("白色雪纺碎花裙。", 1),
+        ("白色的雪纺碎花裙。", 1),
         (GOOD.rstrip("。"), 1),
         (GOOD * 2, 1),
     ],

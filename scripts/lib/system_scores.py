@@ -11,6 +11,7 @@ from collections import Counter
 import numpy as np
 from lib import metrics
 from lib.attributes import parse_attributes
+from lib.form import repetition
 from lib.intervals import ci95, draw_rows, ratio
 from lib.metrics import Key
 from lib.predictions import Predictions, Rows
@@ -94,7 +95,7 @@ def row_ratios(contents, texts, references, overlaps, values, copies=None) -> di
     columns = zip(metrics.OVERLAP, np.transpose(overlaps), strict=True)
     ratios = {(name, ""): np.stack([column, ones], 1) for name, column in columns}
     ratios |= metrics.attribute_ratios(contents, texts, values)
-    ratios["repetition-4", ""] = np.stack([[metrics.repetition(text) for text in texts], ones], 1)
+    ratios["repetition-4", ""] = np.stack([[repetition(text) for text in texts], ones], 1)
     lengths = [(len(text), len(reference)) for text, reference in zip(texts, references, strict=True)]
     ratios["length", ""] = np.array(lengths, float)
     if copies is not None:
