@@ -7,6 +7,7 @@ and so is what each of them follows from: 透气 from 棉, but not from 丝绒. 
 
 import re
 from collections import Counter, defaultdict
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,8 @@ VAGUE = ("风格", "版型", "类型")
 SHARE, DEVIATIONS = 0.07, 3.0
 # A word is usual for a type if this share of its ads uses the word without a cause.
 USUAL = 0.06
+# More rows teach little more, and take long.
+MOST_ROWS = 10_000
 
 
 class Lexicon(NamedTuple):
@@ -61,7 +64,8 @@ class Lexicon(NamedTuple):
 
 
 def learn(products: list[str], ads: list[str]) -> Lexicon:
-    """The lexicon of training rows: attribute strings and their ads."""
+    """The lexicon of training rows: attribute strings and their ads. Only the first 10,000 are read."""
+    products, ads = products[:MOST_ROWS], ads[:MOST_ROWS]
     attributes = [parse_attributes(product) for product in products]
     kinds = [dict(pairs).get("类型", "") for pairs in attributes]
     lexicon = Lexicon(feature_words(attributes, ads), {}, {kind: set() for kind in kinds})
@@ -91,17 +95,17 @@ def feature_words(attributes: list[list[tuple[str, str]]], ads: list[str]) -> Va
     import jieba
 
     jieba.setLogLevel("WARNING")
-    count, framed = Counter(), Counter()
+    count, framed, divided = Counter(), Counter(), Counter()
     for ad in ads:
-        tokens = jieba.lcut(ad)
-        for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+        for token, following in pairwise([*jieba.cut(ad), ""]):
             count[token] += 1
             framed[token] += following in FRAMES
-            # jieba divides some words before their last character: 一字|肩.
             if following in HEADS and len(token) > 1:
-                count[token + following] += 1
+                divided[token, following] += 1
     words = {word for word in count if framed[word] >= max(3, 0.08 * count[word])}
     words |= {word for word in count if word[-1] in HEADS and count[word] >= 3}
+    # jieba divides some words before their last character: 一字|肩.
+    words |= {start + end for (start, end), number in divided.items() if number >= 3 and start not in words}
     words = {word for word in words if re.fullmatch("[一-龥a-z]{2,}", word) and is_noun(word)} | FUNCTIONS | PARTS
     words |= {value for pairs in attributes for key, value in pairs if key not in VAGUE and len(value) > 1}
     table = defaultdict(dict)
