@@ -3,8 +3,9 @@
   MODEL=gemma3_270m METHOD=lora python scripts/pairs.py --rows 2400 --samples 6
 
 The tuned model writes several ads for each of the first training rows, with sampling. Each ad is judged by its product:
-the share of attribute values missed, the share of values invented, and bad form. The best and the worst ad of a row
-become a pair if they lie far enough apart. Among equally good ads, the one most like the row's own ad is chosen.
+the share of attribute values missed, the share of values invented, features that the product does not imply, and bad
+form. The best and the worst ad of a row become a pair if they lie far enough apart. Among equally good ads, the one
+most like the row's own ad is chosen.
 
 The pairs go to data/<model>_pairs.jsonl, and data/<model>_pairs_card.json counts them. Only training rows are used, so
 no dev product enters a pair. Ads that were written before are used again, as long as nothing has changed that they
@@ -20,6 +21,7 @@ import sys
 
 from lib.candidates import badness, likeness
 from lib.choices import Choices, read_choices, rows_of, saves, trained
+from lib.features import Lexicon, learn
 from lib.files import ROOT, fail, read_json_lines, sha256, whole_file, write_json
 from lib.metrics import Values, vocabulary
 from lib.predictions import read_data
@@ -66,12 +68,14 @@ def write_sample(choices: Choices, options: argparse.Namespace, seed: int) -> li
     return [row["predict"] for row in read_json_lines(ads)]
 
 
-def make_pair(product: str, reference: str, ads: list[str], values: Values, options: argparse.Namespace) -> dict | None:
+def make_pair(
+    product: str, reference: str, ads: list[str], values: Values, options: argparse.Namespace, lexicon: Lexicon
+) -> dict | None:
     """The row of the pairs' file for one product; None if its ads do not lie far enough apart."""
-    judged = sorted(set(ads), key=lambda ad: (badness(product, ad, values, options.half), -likeness(ad, reference)))
+    bad = {ad: badness(product, ad, values, options.half, lexicon) for ad in ads}
+    judged = sorted(bad, key=lambda ad: (bad[ad], -likeness(ad, reference)))
     best, worst = judged[0], judged[-1]
-    gap = badness(product, worst, values, options.half) - badness(product, best, values, options.half)
-    if gap < max(options.margin, 1e-9):
+    if bad[worst] - bad[best] < max(options.margin, 1e-9):
         return None
     return {"instruction": product, "chosen": best, "rejected": worst}
 
@@ -86,8 +90,8 @@ def main() -> None:
         fail(
             f"{len(rows)} rows and {', '.join(str(len(ads)) for ads in samples)} ads: were the rows changed meanwhile?"
         )
-    values = vocabulary([content for content, _ in rows])
-    pairs = [make_pair(*row, ads, values, options) for row, *ads in zip(rows, *samples, strict=True)]
+    values, lexicon = vocabulary([content for content, _ in rows]), learn(*data)
+    pairs = [make_pair(*row, ads, values, options, lexicon) for row, *ads in zip(rows, *samples, strict=True)]
     kept = [pair for pair in pairs if pair]
     if not kept:
         fail("no two ads of a row lie far enough apart; a smaller --margin or more --samples may help")
@@ -95,7 +99,7 @@ def main() -> None:
     with whole_file(path) as file:
         file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in kept)
     mean = {
-        name: sum(badness(pair["instruction"], pair[name], values) for pair in kept) / len(kept)
+        name: sum(badness(pair["instruction"], pair[name], values, lexicon=lexicon) for pair in kept) / len(kept)
         for name in ("chosen", "rejected")
     }
     card = {
