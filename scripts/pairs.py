@@ -3,8 +3,9 @@
   MODEL=gemma3_270m METHOD=lora python scripts/pairs.py --rows 2400 --samples 6
 
 The tuned model writes several ads for each of the first training rows, with sampling. Each ad is judged by its product:
-the share of attribute values missed, the share of values invented, and bad form. The best and the worst ad of a row
-become a pair if they lie far enough apart. Among equally good ads, the one most like the row's own ad is chosen.
+the share of attribute values missed, the share of values invented, features that the product does not imply, and bad
+form. Likeness to the row's own ad counts for an ad. The best and the worst ad of a row become a pair if they lie far
+enough apart.
 
 The pairs go to data/<model>_pairs.jsonl, and data/<model>_pairs_card.json counts them. Only training rows are used, so
 no dev product enters a pair. The ads are kept under saves/, and used again as long as nothing has changed that they
@@ -14,19 +15,24 @@ depend on: the same command continues after a kill.
 import argparse
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 
 from lib.batches import BATCH, work_folder, write_ads
 from lib.candidates import badness, likeness
 from lib.choices import Choices, hub_overrides, read_choices, rows_of, saves, trained, tuned_overrides
+from lib.features import learn
 from lib.files import ROOT, fail, sha256, whole_file, write_json
 from lib.journal import numbered, open_journal, write_missing
-from lib.metrics import Values, vocabulary
+from lib.metrics import vocabulary
 from lib.predictions import read_data
 from lib.recipes import check_overrides, read_recipe
 
 # How the ads are sampled: more widely than ads for a shop, so that a row's best and worst ad differ.
 SAMPLING = ["do_sample=true", "temperature=1.0", "top_p=1.0", "top_k=50"]
+# How much likeness to the row's own ad (0 to 1) weighs beside the shares of values missed and invented. The ads of one
+# row differ in it by about 0.1, so it decides between ads that keep to the product equally well.
+LIKENESS = 1.0
 
 
 def read_options() -> argparse.Namespace:
@@ -62,14 +68,16 @@ def write_samples(choices: Choices, options: argparse.Namespace, products: list[
     return [ads[key][: options.samples] for key in keys]
 
 
-def make_pair(product: str, reference: str, ads: list[str], values: Values, options: argparse.Namespace) -> dict | None:
-    """The row of the pairs' file for one product; None if its ads do not lie far enough apart."""
+def make_pair(product: str, reference: str, ads: list[str], judge: Callable, margin: float) -> dict | None:
+    """The row of the pairs' file for one product; None if its ads do not lie far enough apart.
+
+    judge: how bad an ad of a product is. The row's own ad draws the choice towards fluent copy: see `LIKENESS`.
+    """
     if not ads:
         return None
-    judged = sorted(set(ads), key=lambda ad: (badness(product, ad, values, options.half), -likeness(ad, reference)))
-    best, worst = judged[0], judged[-1]
-    gap = badness(product, worst, values, options.half) - badness(product, best, values, options.half)
-    if gap < max(options.margin, 1e-9):
+    bad = {ad: judge(product, ad) - LIKENESS * likeness(ad, reference) for ad in ads}
+    best, worst = min(bad, key=bad.get), max(bad, key=bad.get)
+    if bad[worst] - bad[best] < max(margin, 1e-9):
         return None
     return {"instruction": product, "chosen": best, "rejected": worst}
 
@@ -77,10 +85,12 @@ def make_pair(product: str, reference: str, ads: list[str], values: Values, opti
 def main() -> None:
     options, choices = read_options(), read_choices()
     os.chdir(ROOT)
-    rows = list(zip(*read_data(rows_of(choices, "train")), strict=True))[: options.rows]
+    data = read_data(rows_of(choices, "train"))
+    rows = list(zip(*data, strict=True))[: options.rows]
     samples = write_samples(choices, options, [content for content, _ in rows])
-    values = vocabulary([content for content, _ in rows])
-    pairs = [make_pair(*row, ads, values, options) for row, ads in zip(rows, samples, strict=True)]
+    judge = partial(badness, values=vocabulary(data.contents), lexicon=learn(*data))
+    seen = partial(judge, half=options.half)
+    pairs = [make_pair(*row, ads, seen, options.margin) for row, ads in zip(rows, samples, strict=True)]
     kept = [pair for pair in pairs if pair]
     if not kept:
         fail("no two ads of a row lie far enough apart; a smaller --margin or more --samples may help")
@@ -88,7 +98,7 @@ def main() -> None:
     with whole_file(path) as file:
         file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in kept)
     mean = {
-        name: sum(badness(pair["instruction"], pair[name], values) for pair in kept) / len(kept)
+        name: sum(judge(pair["instruction"], pair[name]) for pair in kept) / len(kept)
         for name in ("chosen", "rejected")
     }
     card = {

@@ -1,25 +1,25 @@
 """Preference pairs: which ads become one, from which rows; and a training on them goes on from the fine-tuned model."""
 
-import argparse
 import json
+from functools import partial
 
 import pairs
 import pytest
 from common import copy_demo, one_error
 from lib.attributes import product
 from lib.candidates import badness, likeness
+from lib.features import learn
 from lib.files import read_json_lines
 from lib.metrics import in_first_half, vocabulary
 
 DRESS = "类型#裙*颜色#白色*材质#雪纺*图案#碎花"
 VALUES = vocabulary([DRESS, "类型#裙*颜色#黑色*材质#牛仔布*图案#条纹"])
+LEXICON = learn([DRESS], ["白色碎花裙，雪纺面料。"])
 GOOD = "这条白色的裙子选用雪纺面料，轻盈飘逸，点缀着清新的碎花，穿上它去郊游，整个人都温柔了起来，怎么搭配都好看。"
 MISSES = GOOD.replace("碎花", "小花")
 INVENTS = GOOD.replace("小花", "").replace("轻盈飘逸", "搭配条纹")
 
-
-def options(margin=0.15, half=False):
-    return argparse.Namespace(margin=margin, half=half)
+JUDGE = partial(badness, values=VALUES, lexicon=LEXICON)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,14 @@ def test_badness_by_hand(ad, bad):
     assert badness(DRESS, ad, VALUES) == pytest.approx(bad)
 
 
+def test_each_unsupported_feature_makes_an_ad_worse():
+    ad = GOOD.replace("怎么搭配", "防风保暖")
+    assert badness(DRESS, ad, VALUES, lexicon=LEXICON) == pytest.approx(2 / 4)
+    assert pairs.make_pair(DRESS, ad, [ad, GOOD], JUDGE, 0.15)["chosen"] == GOOD
+    seen = sum(map(in_first_half, ("防风", "保暖")))
+    assert badness(DRESS, ad, VALUES, half=True, lexicon=LEXICON) == pytest.approx(seen / 4)
+
+
 def test_half_of_the_values_is_not_seen():
     seen = [value for value in ("白色", "雪纺", "碎花", "裙") if in_first_half(value)]
     assert 0 < len(seen) < 4
@@ -46,17 +54,17 @@ def test_half_of_the_values_is_not_seen():
 
 
 def test_the_best_and_the_worst_become_a_pair():
-    pair = pairs.make_pair(DRESS, GOOD, [MISSES, GOOD, GOOD[:20]], VALUES, options())
+    pair = pairs.make_pair(DRESS, GOOD, [MISSES, GOOD, GOOD[:20]], JUDGE, 0.15)
     assert pair == {"instruction": DRESS, "chosen": GOOD, "rejected": GOOD[:20]}
-    assert pairs.make_pair(DRESS, GOOD, [GOOD, MISSES], VALUES, options(margin=0.3)) is None
-    assert pairs.make_pair(DRESS, GOOD, [GOOD, GOOD], VALUES, options(margin=0)) is None
+    assert pairs.make_pair(DRESS, GOOD, [GOOD, MISSES], JUDGE, 0.6) is None
+    assert pairs.make_pair(DRESS, GOOD, [GOOD, GOOD], JUDGE, 0) is None
 
 
 def test_likeness_decides_between_equally_good_ads():
     other = GOOD.replace("温柔", "优雅")
     assert likeness(GOOD, GOOD) == 1 > likeness(other, GOOD) > likeness("别的文案", GOOD) == 0
     for reference in (GOOD, other):
-        assert pairs.make_pair(DRESS, reference, [other, GOOD, "短。"], VALUES, options())["chosen"] == reference
+        assert pairs.make_pair(DRESS, reference, [other, GOOD, "短。"], JUDGE, 0.15)["chosen"] == reference
 
 
 def test_a_preference_training_needs_its_pairs(make, clone):

@@ -5,12 +5,15 @@ from typing import NamedTuple
 
 from lib import metrics
 from lib.attributes import parse_attributes
+from lib.features import Lexicon, unsupported
 from lib.files import ROOT, read_json_lines
 from lib.form import FLAWS, LOOP, flaws, repetition
 from lib.intervals import ci95, draw_rows, ratio
 
 # The usual length of an ad in characters. All ads of the sample have it, and all but a few of AdGen.
 SHORTEST, LONGEST = 30, 200
+# How much one unsupported feature weighs beside the share of values missed: as much as one of four values.
+UNSUPPORTED = 0.25
 
 
 class Rank(NamedTuple):
@@ -95,18 +98,21 @@ def mark_terminal(product: str, candidate: Candidate) -> str:
     return "\n".join([candidate.ad, "  ".join(f"{mark} {value}" for value, mark in marks.items())])
 
 
-def badness(product: str, ad: str, values: metrics.Values, half: bool = False) -> float:
+def badness(product: str, ad: str, values: metrics.Values, half: bool = False, lexicon: Lexicon | None = None) -> float:
     """How bad an ad is: the share of its product's values missed, the share of values invented, and 1 for bad form.
 
-    Bad form is no ad at all (see `form.flaws`), an unusual length, or half the repetition that makes a loop. `half`:
-    only the values of one half count, which `metrics.in_first_half` chooses.
+    With a lexicon, a quarter is added for each feature that the product does not imply (see `features`). Bad form is no
+    ad at all (see `form.flaws`), an unusual length, or half the repetition that makes a loop. `half`: only the values
+    and features of one half count, which `metrics.in_first_half` chooses.
     """
     kept = [hit for (_, value), hit in metrics.covered(product, ad).items() if not half or metrics.in_first_half(value)]
     found, invented = metrics.invented(product, ad, values)
     if half:
         found, invented = ([value for value in part if metrics.in_first_half(value)] for part in (found, invented))
     bad_form = bool(flaws(product, ad)) or not 40 <= len(ad) <= LONGEST or repetition(ad) > LOOP / 2
-    return kept.count(False) / max(1, len(kept)) + len(invented) / max(1, len(found)) + bad_form
+    claims = unsupported(product, ad, lexicon) if lexicon else []
+    features = UNSUPPORTED * sum(not half or metrics.in_first_half(word) for word in claims)
+    return kept.count(False) / max(1, len(kept)) + len(invented) / max(1, len(found)) + bad_form + features
 
 
 def likeness(ad: str, reference: str) -> float:

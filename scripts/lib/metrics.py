@@ -37,6 +37,7 @@ SCORES = {
     "repetition-4": Score("repetition-4", 3, False),
     "coverage-unseen": Score("coverage, unseen half", 3, True),
     "hallucination-unseen": Score("hallucination, unseen half", 3, False),
+    "unsupported": Score("unsupported features", 3, False),
     "length": Score("length", 3, None),
     "copied": Score("copied", 3, False),
 }
