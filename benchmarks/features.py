@@ -9,9 +9,10 @@ Not marked are praise (舒适), effects on looks (修饰脸型), and where a sta
 格子). One fact is one mark, however often the ad repeats it. The reader was a language model, not a person.
 
 A word that the detector finds is right if it overlaps a mark. Its word lists and thresholds were chosen on the ads of
-50 products by the fine-tuned model (tuning). The ads after DPO were marked when it was finished. For comparison, the last line of the first table takes the words that the
-score hallucination sees. Needs data/adgen_train.jsonl, from which the detector learns.
+50 products by the fine-tuned model (tuning). The ads after DPO were marked when it was finished. For comparison, the
+last line of the first table takes the words that the score hallucination sees.
 
+Needs data/adgen_train.jsonl, from which the detector learns (`make data ARGS="--unk cut"`).
 Writes results/gemma3_270m/features.json and .md.
 """
 
