@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 from lib import metrics
-from lib.attributes import parse_attributes
+from lib.attributes import product
 from lib.predictions import Predictions, Rows, plain
 
 # Sign of ill health → the share of the ads above which it counts, and what the report then says.
@@ -48,7 +48,7 @@ def count_signs(texts: list[str], data: Rows) -> dict[str, float]:
     longest = 1.5 * max(map(len, data.references))
     first = {}
     for content, text in zip(data.contents, texts, strict=False):
-        first.setdefault(frozenset(parse_attributes(content)), text)
+        first.setdefault(product(content), text)
     repeats = Counter(text for text in first.values() if text.strip())
     return {
         "empty": sum(not text.strip() for text in texts),
@@ -80,9 +80,9 @@ def check_rows(predicted: Predictions, data: Rows, train: Rows | None) -> list[s
     return found
 
 
-def identity(content: str, ad: str) -> tuple[frozenset, str]:
-    """What makes two rows the same: the product, whatever the order of its attributes, and the ad."""
-    return frozenset(parse_attributes(content)), plain(ad)
+def identity(content: str, ad: str) -> tuple[str, str]:
+    """What makes two rows the same: the product, and the ad."""
+    return product(content), plain(ad)
 
 
 def healthy_models(results: dict) -> list[str]:
