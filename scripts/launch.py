@@ -32,7 +32,8 @@ from lib.choices import (
     tuned_overrides,
 )
 from lib.files import ROOT, whole_file
-from lib.recipes import check_overrides, data_files, read_recipe
+from lib.recipes import check_overrides, read_recipe
+from lib.registry import data_files
 from lib.runs import run_export, run_training
 from lib.supervision import find_cli
 

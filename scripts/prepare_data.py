@@ -7,130 +7,17 @@ import argparse
 import base64
 import hashlib
 import json
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
-from lib.attributes import parse_attributes, product, tidy
+from lib.attributes import parse_attributes, product
 from lib.files import ROOT, fail, printable, whole_file
-from lib.raw_rows import Row, read_hub, read_rows, read_sources
+from lib.layouts import LAYOUTS, NO_COLUMNS, read_mapping
+from lib.raw_rows import Row, explain, read_hub, read_rows, read_sources
+from lib.splits import STATUSES, Result, carve_val, judge_dev, judge_train
 
-STATUSES = ("kept", "repaired", "dropped", "rejected")
 QUANTILES = (0, 25, 50, 75, 95, 99, 100)
-
-# Reasons, as they stand in the card and in adgen_rejected.jsonl.
-CHANGED = "attribute string tidied"
-CUT = "clause with <UNK> cut"
-UNK = "<UNK> in the ad"
-DUPLICATE = "duplicate pair"
-LEAK = "product is in dev"
-PLAIN = "no attributes"
-
-
-class Result(NamedTuple):
-    """What became of a raw row: one of STATUSES, the reason for it, and the texts to write if the row is used."""
-
-    row: Row
-    status: str
-    reason: str = ""
-    instruction: str = ""
-    output: str = ""
-
-    @property
-    def used(self) -> bool:
-        """Whether the row is written to train, val or dev."""
-        return self.status in ("kept", "repaired")
-
-
-# --- what becomes of a row ---
-
-
-def cut_unk(ad: str) -> str:
-    """The ad without the clauses that hold `<UNK>`; where the end of a sentence is cut off, punctuation closes it."""
-    kept = ""
-    for clause, mark in re.findall(r"([^，,；;。！？!?]*)([，,；;。！？!?]*)", ad):
-        if "<UNK>" not in clause:
-            kept += clause + mark
-        elif kept and kept[-1] in "，,；;" and not (mark and mark[-1] in "，,；;"):
-            kept = kept[:-1] + (mark or "。")
-    return kept
-
-
-def judge_dev(rows: Iterable[Row]) -> list[Result]:
-    """The results of the dev rows: every readable row is used, and its ad stays as it is.
-
-    Published scores are on all of these rows, placeholders included.
-    """
-    results = []
-    for row in rows:
-        if row.problem:
-            results.append(Result(row, "rejected", row.problem))
-            continue
-        instruction = tidy(row.content)
-        status, reason = ("kept", "") if instruction == row.content else ("repaired", CHANGED)
-        results.append(Result(row, status, reason, instruction, row.summary))
-    return results
-
-
-def judge_train(rows: Iterable[Row], dev_products: set[str], policy: argparse.Namespace) -> list[Result]:
-    """The results of the training rows under the policy; a row of a dev product is dropped under every policy."""
-    results: list[Result] = []
-    seen: set[tuple[str, str]] = set()
-    for row in rows:
-        if row.problem:
-            results.append(Result(row, "rejected", row.problem))
-            continue
-        instruction, output = tidy(row.content), row.summary.strip()
-        repairs = [CHANGED] if instruction != row.content else []
-        if "<UNK>" in output and policy.unk == "cut":
-            output = cut_unk(output)
-            repairs.append(CUT)
-        reason = reason_to_drop(instruction, output, dev_products, policy)
-        if not reason and policy.duplicates == "drop" and (instruction, output) in seen:
-            reason = DUPLICATE
-        if reason:
-            results.append(Result(row, "dropped", reason))
-            continue
-        seen.add((instruction, output))
-        results.append(Result(row, "repaired" if repairs else "kept", "; ".join(repairs), instruction, output))
-    return results
-
-
-def reason_to_drop(instruction: str, output: str, dev_products: set[str], policy: argparse.Namespace) -> str:
-    """Why a training row must not be used, whatever other rows there are; nothing if it may."""
-    if policy.plain == "drop" and not parse_attributes(instruction):
-        return PLAIN
-    if product(instruction) in dev_products:
-        return LEAK
-    # Nothing is left of an ad if all of its clauses were cut.
-    if not output or (policy.unk == "drop" and "<UNK>" in output):
-        return UNK
-    return ""
-
-
-def carve_val(results: list[Result]) -> tuple[list[Result], list[Result]]:
-    """Splits the usable training rows into train and val.
-
-    Val takes whole products, in the order of their hashes, until it has 1,000 rows or a twentieth of all, whichever is
-    less. Hashes decide, so that most products stay on their side when rows are added or removed.
-    """
-    usable = [result for result in results if result.used]
-    counts: Counter[str] = Counter(product(result.instruction) for result in usable)
-    wanted = min(1000, len(usable) // 20)
-    chosen: set[str] = set()
-    rows = 0
-    for name in sorted(counts, key=lambda text: hashlib.sha256(text.encode()).digest()):
-        if rows >= wanted:
-            break
-        chosen.add(name)
-        rows += counts[name]
-    sides = defaultdict(list)
-    for result in usable:
-        sides[product(result.instruction) in chosen].append(result)
-    return sides[False], sides[True]
-
 
 # --- the card ---
 
@@ -242,38 +129,54 @@ def read_policy() -> argparse.Namespace:
         ("--plain", ("drop", "keep"), "training rows without attributes (default: drop)"),
     ):
         parser.add_argument(flag, choices=choices, default="drop", help=help_text)
+    parser.add_argument(
+        "--columns", metavar="prompt=…,response=…", help="where attribute string and ad stand, if under other names; "
+        "also query=… for a column that continues the prompt, or messages=… for a column of turns"
+    )  # fmt: skip
     return parser.parse_args()
 
 
-def read_input(raw: Path | None) -> tuple[dict[str, list[Row]], dict[str, tuple[str, str]]]:
+def read_input(raw: Path | None, columns: str | None) -> tuple[dict[str, list[Row]], dict[str, tuple[str, str]]]:
     """Split → its rows, and split → name and sha256 of its file; rows of a hub have a name and no sha256.
 
     Ends the program if a split holds no readable row.
     """
+    layouts = (read_mapping(columns),) if columns else LAYOUTS
     if raw:
         sources = read_sources(raw)
-        rows = {split: list(read_rows(name, data)) for split, (name, data) in sources.items()}
+        rows = {split: list(read_rows(name, data, layouts)) for split, (name, data) in sources.items()}
         files = {split: (name, hashlib.sha256(data).hexdigest()) for split, (name, data) in sources.items()}
     else:
-        rows = read_hub()
+        rows = read_hub(layouts)
         files = {split: (rows[split][0].file if rows[split] else split, "") for split in rows}
     for split, (name, _) in files.items():
         if all(row.problem for row in rows[split]):
-            problems = Counter(row.problem for row in rows[split]).most_common(1)
-            why = f"its {len(rows[split])} lines are rejected, most as: {problems[0][0]}" if problems else "it is empty"
-            fail(f"{name} holds no AdGen row ({why}); a row looks like {{'content': '类型#裙*…', 'summary': '…'}}")
+            fail(f"{name} holds no AdGen row: {why_none(rows[split])}")
     return rows, files
+
+
+def why_none(rows: list[Row]) -> str:
+    """Why none of the rows of a file can be used, and what to do."""
+    if not rows:
+        return "it is empty"
+    [(problem, _)] = Counter(row.problem for row in rows).most_common(1)
+    why = explain(next(row for row in rows if row.problem == problem))
+    how = "a row looks like {'content': '类型#裙*…', 'summary': '…'}"
+    if problem == NO_COLUMNS:
+        how = 'ARGS="--columns prompt=<column>,response=<column>" names those of the attributes and of the ad'
+    return f"its {len(rows)} rows are rejected, most as: {why}; {how}"
 
 
 def main() -> None:
     policy = read_policy()
-    rows, files = read_input(policy.raw)
+    rows, files = read_input(policy.raw, policy.columns)
     dev = judge_dev(rows.get("dev", []))
     used_dev = [result for result in dev if result.used]
     judged = judge_train(rows["train"], {product(result.instruction) for result in used_dev}, policy)
     train, val = carve_val(judged)
     if not train:
-        fail(f"no training row of {files['train'][0]} is left: {account(judged)['dropped_because']}")
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in account(judged)["dropped_because"].items())
+        fail(f"no training row of {files['train'][0]} is left ({reasons})")
 
     card: dict = {
         "source": printable(policy.raw.name) if policy.raw else files["train"][0],

@@ -56,14 +56,50 @@ def lines_of(rows: list[tuple[str, str]]) -> bytes:
 
 # These hold lone surrogates, too, as JSON and file names may.
 texts = st.text(st.characters(exclude_categories=[]), max_size=30)
-words = st.sampled_from(
-    ["类型", "颜色", "裙", "白色", "雪纺", "𠮷", " ", "#", "*", "＃", "＊", "<UNK>", "。", "！", "\u3000"]
-)
+words = st.sampled_from([*"＃＊#*裙 \u3000\\：“）为𠮷。！\n", "类型", "颜色", "白色", "雪纺", "<UNK>", "请写"])
+# What people write around an attribute string, before it and behind it; marks of Markdown and of chat templates, too.
+WRAPPERS = [
+    ("请根据以下关键词写广告：", ""),
+    ("", "\n请写一段广告文案"),
+    ("", "，请写一段广告文案。"),
+    ("请为", "写一段广告"),
+    ("写出", "的广告文案"),
+    ("任务：写广告\n属性：", "\n广告："),
+    ("请写一段广告，产品属性是", "。字数不超过100字"),
+    ("商品：", "；要求：活泼"),
+    ("“", "”"),
+    ("（", "）"),
+    ("【", "】"),
+    ('{"attributes": "', '"}'),
+    ("**", "**"),
+    ("```\n", "\n```"),
+    ("## ", "\n\n"),
+    ("- ", ""),
+    ("[INST] ", " [/INST]"),
+    ("<|user|>\n", "<|end|>"),
+    ("Write an ad: ", ". Please keep it short."),
+    ("Human: ", "\n\nAssistant:"),
+    ("\ufeff\u200b", "\u3000"),
+]
+# How the signs within an attribute string may be written.
+SPELLINGS = [
+    ("*", "#"),
+    ("\\*", "#"),
+    ("\\*", "\\#"),
+    ("＊", "＃"),
+    (" * ", " # "),
+    ("*\n", "#"),
+    ("\n", "#"),
+    ("\n- ", "＃"),
+]
 attributes = st.lists(words | st.text(max_size=3), max_size=12).map("".join)
 pairs = st.tuples(st.sampled_from(["类型", "颜色", "材质"]), st.sampled_from(["裙", "白色", "雪纺", "碎花"]))
 plain_rows = st.tuples(
     st.lists(pairs.map("#".join), min_size=1).map("*".join),
     st.lists(st.sampled_from(["白色的裙", "很好看", "<UNK>", "。", "！"]), min_size=1, max_size=6).map("".join),
+)
+wrapped = st.tuples(st.sampled_from(WRAPPERS), attributes | plain_rows.map(lambda row: row[0])).map(
+    lambda parts: parts[0][0] + parts[1] + parts[0][1]
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts | attributes,

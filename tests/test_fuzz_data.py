@@ -24,24 +24,34 @@ from corpus import (
     run_main,
     run_program,
     texts,
+    wrapped,
 )
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from lib.attributes import parse_attributes, product, tidy
+from lib.attributes import join_attributes, parse_attributes, product, tidy
 from lib.files import read_json_lines
+from lib.layouts import LAYOUTS
 from lib.raw_rows import read_rows
+from lib.splits import cut_unk
 
 # --- generated files ---
 
-columns = st.sampled_from([("content", "summary"), ("prompt", "response"), ("instruction", "output")])
+roles = st.sampled_from(["user", "human", "assistant", "gpt", "system", "tool"])
 
 
 @st.composite
 def row_objects(draw):
-    """A row that is good, or nearly."""
-    names = draw(columns)
-    row = dict(zip(names, draw(plain_rows | st.tuples(attributes | json_values, texts | json_values)), strict=True))
-    return row | draw(st.dictionaries(st.sampled_from(["input", "id", *names]), json_values, max_size=2))
+    """A row in one of the usual layouts that is good, or nearly."""
+    layout = draw(st.sampled_from(LAYOUTS))
+    texts_of_row = draw(plain_rows | st.tuples(wrapped | json_values, texts | json_values))
+    if "messages" in layout:
+        role, content = draw(st.sampled_from([("role", "content"), ("from", "value")]))
+        said = [*zip(("user", "assistant"), texts_of_row, strict=True), *draw(st.lists(st.tuples(roles, texts)))]
+        turns = [{role: speaker, content: text} for speaker, text in draw(st.permutations(said[:4]))]
+        return {layout["messages"]: draw(st.just(turns) | json_values)}
+    row = dict(zip((layout["prompt"], layout["response"]), texts_of_row, strict=True))
+    others = st.sampled_from(["input", "id", "history", *layout.values()])
+    return row | draw(st.dictionaries(others, json_values, max_size=2))
 
 
 def is_row(line: bytes) -> bool:
@@ -159,13 +169,13 @@ def test_any_bytes_are_rows_or_refused(data):
         (row.content + row.summary).encode()
 
 
-@given(attributes | texts)
+@given(attributes | texts | wrapped)
 def test_tidied_attributes_are_the_same_attributes(text):
-    tidied = tidy(text)
-    wide = text.replace("＃", "#").replace("＊", "*")
-    assert tidy(tidied) == tidied and parse_attributes(tidied) == parse_attributes(wide)
-    assert product(tidied) == product(wide)
-    assert "<UNK>" not in prepare_data.cut_unk(text)
+    tidied, pairs = tidy(text), parse_attributes(text)
+    assert tidy(tidied) == tidied and parse_attributes(tidied) == pairs
+    assert product(tidied) == product(text)
+    assert not pairs or product(join_attributes(pairs[::-1])) == product(text)
+    assert "<UNK>" not in cut_unk(text)
 
 
 # --- bad files, through the program ---
@@ -185,6 +195,9 @@ BAD_ROWS = {
     "a million attributes": (json.dumps({"content": MANY, "summary": "x"}, ensure_ascii=False).encode() + b"\n", 1),
     "a million blank lines": (b"\n" * 10**6, 0),
     "many tiny rows": (b"{}\n" * 50_000, 50_000),
+    "columns of every name": (b"".join(b'{"column %d": 1}\n' % number for number in range(50_000)), 50_000),
+    "a giant chat": (json.dumps({"messages": [{"role": "user", "content": "a#b"}] * 50_000}).encode() + b"\n", 1),
+    "turns in turns": (b'{"conversations": ' * 500 + b"1" + b"}" * 500 + b"\n", 1),
     "old Mac lines": (b'{"content": "a#b", "summary": "c"}\r' * 9 + b"\n", 1),
 }
 

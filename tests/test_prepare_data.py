@@ -9,7 +9,7 @@ import zipfile
 
 import prepare_data
 import pytest
-from corpus import is_one_line, run_main
+from corpus import WRAPPERS, is_one_line, run_main
 from lib import files
 from lib.files import read_json_lines
 
@@ -72,6 +72,9 @@ FORMS = {
     "prompt": lambda pairs: lines(pairs, ("prompt", "response")),
     "alpaca": lambda pairs: lines(pairs, ("instruction", "output")),
     "input": lambda pairs: lines([("写广告", c, s) for c, s in pairs], ("instruction", "input", "output")),
+    "input last": lambda pairs: lines(
+        [(c, "请写一段广告文案", s) for c, s in pairs], ("instruction", "input", "output")
+    ),
 }
 
 
@@ -82,7 +85,8 @@ def test_every_form_gives_the_same_rows(tmp_path, encoding, form):
     rows, card = prepared(raw_folder(tmp_path / "raw", write(TRAIN), write(DEV)), tmp_path / "out")
     assert pairs_of(rows["train"]) | pairs_of(rows["val"]) == set(TRAIN)
     assert [(row["instruction"], row["output"]) for row in rows["dev"]] == DEV
-    assert card["input"]["train"]["kept"] == len(TRAIN)
+    counts = card["input"]["train"]
+    assert counts["kept"] + counts["repaired"] == len(TRAIN)
     assert all(set(row) == {"instruction", "output"} for name in ("train", "val", "dev") for row in rows[name])
 
 
@@ -104,6 +108,28 @@ def test_no_product_in_two_splits(tmp_path):
     assert products["val"] and not products["train"] & products["val"]
     assert not (products["train"] | products["val"]) & (products["dev"] | {reordered})
     assert card["input"]["train"]["dropped_because"] == {"product is in dev": 2}
+
+
+@pytest.mark.parametrize("before, after", WRAPPERS)
+def test_a_dev_product_stays_out_of_train_in_every_wrapping(tmp_path, before, after):
+    """The same product in words, quotes or Markdown is the same product; the task is no part of what is learnt."""
+    train = [
+        *TRAIN,
+        (f"{before}颜色#酒红*类型#裙{after}", "酒红的裙子。"),
+        (f"{before}类型#靴*颜色#驼色{after}", "驼色的靴。"),
+    ]
+    dev = [*DEV, (f"{before}类型#靴*颜色#黑色{after}", "黑色的靴。")]
+    raw = raw_folder(tmp_path / "raw", lines(train).encode(), lines(dev).encode())
+    rows, card = prepared(raw, tmp_path / "out")
+    assert card["input"]["train"]["dropped_because"] == {"product is in dev": 1}
+    assert pairs_of(rows["train"]) | pairs_of(rows["val"]) == {*TRAIN, ("类型#靴*颜色#驼色", "驼色的靴。")}
+    assert rows["dev"][-1] == {"instruction": "类型#靴*颜色#黑色", "output": "黑色的靴。"}
+
+
+def test_the_same_pair_in_another_order_is_a_duplicate(tmp_path):
+    train = [*TRAIN, ("颜色#白色*材质#纯棉*编号#0*类型#上衣", TRAIN[0][1])]
+    _, card = prepared(raw_folder(tmp_path / "raw", lines(train).encode()), tmp_path / "out")
+    assert card["input"]["train"]["dropped_because"] == {"duplicate pair": 1}
 
 
 def test_unk_policies(tmp_path):
@@ -242,7 +268,8 @@ def test_single_file_and_its_neighbour(tmp_path):
         ("train.json", b"", "empty"),
         ("train.json", b"\n\n", "empty"),
         ("train.json", b"a,b\n1,2\n", "not JSON"),
-        ("train.json", b'{"question": "x", "answer": "y"}\n', "no known columns"),
+        ("train.json", b'{"title": "x", "body": "y"}\n', "no known columns (it has title, body)"),
+        ("train.json", b'{"title": "x", "body": "y"}\n', 'ARGS="--columns prompt='),
         ("train.json", b'[{"content": "a#b", "summary": "c"}', "cut off"),
         ("train.json", "\n".join(["聊天"] * 3).encode("utf-16"), "AdGen"),
         ("train.json", lines([("聊天", "你好")]).encode(), "no attributes"),

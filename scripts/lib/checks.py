@@ -10,7 +10,8 @@ from pathlib import Path
 from lib.files import ROOT, fail, installed_versions, sha256
 from lib.gpu import check_gpu
 from lib.hubs import check_hub
-from lib.recipes import data_files, read_recipe
+from lib.recipes import read_recipe
+from lib.registry import check_sets, data_files, files_in
 from lib.run_folder import LIBRARIES, lock_holder, lock_path, read_state
 from lib.servers import SERVERS, check_server
 from lib.weights import is_whole, weights_fault, weights_size
@@ -70,21 +71,19 @@ def check_packages() -> str:
 
 
 def check_rows(settings: dict) -> str:
-    """Every data set that the recipe names is registered, there, not empty, and as `make data` wrote it."""
-    folder = Path(settings.get("dataset_dir", "data"))
-    try:
-        files = data_files(settings)
-    except KeyError as error:
-        registry = json.loads((folder / "dataset_info.json").read_text(encoding="ascii"))
-        fail(f'"{error.args[0]}" is not registered in {folder / "dataset_info.json"}: {", ".join(registry)}')
-    for name, path in files.items():
-        prepared = path and path.name.startswith("adgen_") and path.resolve().parent == ROOT / "data"
-        if path and not (path.is_file() and path.stat().st_size):
+    """Every data set that the recipe names is registered, there, as `make data` wrote it, and fit to be trained on."""
+    files = data_files(settings)
+    local = {name: path for name, path in files.items() if path}
+    ours = [ROOT / f"data/adgen_{split}.jsonl" for split in ("train", "val", "dev")]
+    prepared = {name for name, path in local.items() if path.resolve() in ours}
+    for name, path in local.items():
+        if not any(file.is_file() and file.stat().st_size for file in files_in(path)):
             how = "`make pairs`" if path.name.endswith("_pairs.jsonl") else "`make data`, or `make data RAW=<folder>`"
             problem = f"error: the data set {name} is missing ({path}): run {how}"
-            raise Unmade(problem) if prepared else SystemExit(problem)
-        if prepared:
+            raise Unmade(problem) if name in prepared else SystemExit(problem)
+        if name in prepared:
             check_card(path)
+    check_sets(settings, prepared)
     return f"{', '.join(files)}: there and unchanged"
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lib.files import ROOT, fail
-from lib.recipes import data_files, read_recipe
+from lib.recipes import read_recipe
+from lib.registry import data_files
 
 # Strategy → what it adds to a training on several cards.
 STRATEGIES = {
@@ -119,10 +120,8 @@ def predictions(choices: Choices) -> tuple[Path, Path]:
 def rows_of(choices: Choices, split: str) -> Path:
     """The file with the rows of a split (train, val or dev), as the registry names it."""
     name = f"{choices.data}_{split}"
-    try:
-        return data_files({"dataset": name})[name]
-    except KeyError:
-        fail(f'DATA={choices.data}: "{name}" is not registered in dataset_info/dataset_info.json')
+    path = data_files({"dataset": name})[name]
+    return path or fail(f'DATA={choices.data}: the rows of "{name}" stand in no file of this machine')
 
 
 def hub_overrides(choices: Choices) -> list[str]:

@@ -1,6 +1,7 @@
 """Reads and writes files: within bounds, whole or not at all, and with errors that fit on one line."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,9 +17,33 @@ ROOT = Path(__file__).resolve().parents[2]
 LARGEST_FILE = 512 * 2**20
 MOST_VALUES = 10**7
 
-# A program does not stop because the terminal lacks a character.
-if hasattr(sys.stdout, "reconfigure"):
-    sys.stdout.reconfigure(errors="backslashreplace")
+
+class Screen(io.FileIO):
+    """Standard output or error of a program that goes on when nobody reads it any more, as in `make data | head -5`."""
+
+    def write(self, data) -> int:
+        """Writes as a file does; from a broken pipe on, to nowhere."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+
+
+def open_screen(stream: IO[str]) -> IO[str]:
+    """The same stream of a program; neither a closed pipe nor a character unknown to the terminal stops this one."""
+    screen = io.BufferedWriter(Screen(stream.fileno(), "w", closefd=False))
+    behaviour = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+    return io.TextIOWrapper(screen, stream.encoding, "backslashreplace", **behaviour)
+
+
+# Not where a test has put something else in their place, or where there is neither.
+if sys.stdout and sys.stdout is sys.__stdout__:
+    sys.stdout = open_screen(sys.stdout)
+if sys.stderr and sys.stderr is sys.__stderr__:
+    sys.stderr = open_screen(sys.stderr)
 
 
 def fail(message: str) -> NoReturn:

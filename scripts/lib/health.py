@@ -3,7 +3,7 @@
 from collections import Counter
 
 from lib import metrics
-from lib.attributes import parse_attributes
+from lib.attributes import product
 from lib.form import flaws
 from lib.predictions import Predictions, Rows, plain
 
@@ -51,7 +51,7 @@ def count_signs(texts: list[str], data: Rows) -> Counter[str]:
     longest = 1.5 * max(map(len, data.references))
     first = {}
     for content, text in zip(data.contents, texts, strict=False):
-        first.setdefault(frozenset(parse_attributes(content)), text)
+        first.setdefault(product(content), text)
     repeats = Counter(text for text in first.values() if text.strip())
     counts = Counter(flaw for pair in zip(data.contents, texts, strict=False) for flaw in flaws(*pair))
     counts["endless"] = sum(len(text) > longest for text in texts)
@@ -84,9 +84,9 @@ def is_cut(label: str, reference: str) -> bool:
     return len(label) < 0.95 * len(reference) and not (label and reference.endswith(label[-4:]))
 
 
-def identity(content: str, ad: str) -> tuple[frozenset, str]:
-    """What makes two rows the same: the product, whatever the order of its attributes, and the ad."""
-    return frozenset(parse_attributes(content)), plain(ad)
+def identity(content: str, ad: str) -> tuple[str, str]:
+    """What makes two rows the same: the product, and the ad."""
+    return product(content), plain(ad)
 
 
 def healthy_models(results: dict) -> list[str]:

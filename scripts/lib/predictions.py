@@ -8,7 +8,8 @@ from typing import NamedTuple, NoReturn
 
 from lib.attributes import parse_attributes
 from lib.files import fail, printable, read_json_lines
-from lib.raw_rows import read_file, read_rows
+from lib.raw_rows import explain, read_file, read_rows
+from lib.registry import layouts_for
 
 # ROUGE-L keeps about 150 bytes for each pair of words of two ads. A longer ad would take gigabytes.
 MOST_PAIRS = 10**7
@@ -36,19 +37,19 @@ class Predictions(NamedTuple):
 
 
 def read_data(path: Path) -> Rows:
-    """Reads an AdGen-format file, in any encoding and with any column names that `make data` reads.
+    """Reads an AdGen-format file, in any encoding and with the column names of the registry or any that are usual.
 
     Ends the program if the file cannot be read or a row cannot be scored.
     """
     try:
-        rows = list(read_rows(str(path), read_file(path)))
+        rows = list(read_rows(str(path), read_file(path), layouts_for(path)))
     except OSError as error:
         fail(f"{path} cannot be read: {error.strerror or error}; `make data` writes data/adgen_dev.jsonl")
     if not rows:
         fail(f"{path} is empty; `make data` writes it anew")
     for row in rows:
         if row.problem:
-            fail(f"{path}, line {row.line}: {row.problem}; an AdGen-format file has instruction and output as text")
+            fail(f"{path}, line {row.line}: {explain(row)}; an AdGen-format file has instruction and output as text")
         if len(row.summary) ** 2 > MOST_PAIRS:
             fail(f"{path}, line {row.line}: its ad has {len(row.summary):,} characters; that is too long to be scored")
     keys = {key for row in rows for key, _ in parse_attributes(row.content)}

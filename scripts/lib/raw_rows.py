@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lib.archives import UNREADABLE, files_in_archive
-from lib.attributes import parse_attributes
 from lib.files import ROOT, fail, printable, read_bounded
+from lib.layouts import LAYOUTS, NO_COLUMNS, Layout, name_columns, read_texts
+from lib.registry import read_registry
 
 DEV_NAMES = ("dev", "val", "valid", "validation", "test")
 SUFFIXES = (".json", ".jsonl")
-# The pairs of column names under which attribute string and ad may stand.
-COLUMNS = (("content", "summary"), ("prompt", "response"), ("instruction", "output"))
 # In characters. AdGen's longest row has about a thousand.
 LONGEST_ROW = 2**20
 TOO_LONG = "longer than a mebibyte"
 BOM = b"\xef\xbb\xbf"
+Layouts = tuple[Layout, ...]
 
 
 class Row(NamedTuple):
@@ -117,21 +117,21 @@ def decode_line(line: bytes) -> str | bytes:
     return line
 
 
-def read_rows(name: str, data: bytes) -> Iterator[Row]:
+def read_rows(name: str, data: bytes, layouts: Layouts = LAYOUTS) -> Iterator[Row]:
     """The rows of a file of JSON lines or of a JSON array; blank lines are no rows.
 
     `name`: what the rows and the errors call the file. Ends the program if an array is cut off.
     """
     lines = decode_lines(data)
     if data.removeprefix(BOM).lstrip()[:1] == b"[" and all(isinstance(line, str) for line in lines):
-        yield from read_array(name, "\n".join(lines))
+        yield from read_array(name, "\n".join(lines), layouts)
         return
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield read_line(Row(name, number, line.removesuffix("\r") if isinstance(line, str) else line))
+            yield read_line(Row(name, number, line.removesuffix("\r") if isinstance(line, str) else line), layouts)
 
 
-def read_array(name: str, text: str) -> Iterator[Row]:
+def read_array(name: str, text: str, layouts: Layouts) -> Iterator[Row]:
     """The rows of a JSON array; their line numbers are their places in it, from 1."""
     try:
         values = json.loads(text)
@@ -139,10 +139,10 @@ def read_array(name: str, text: str) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         fail(f"{name} starts as a JSON array but is none ({error}); is it cut off?")
     for number, (raw, value) in enumerate(zip(texts, values, strict=True), 1):
-        yield read_value(Row(name, number, raw), value)
+        yield read_value(Row(name, number, raw), value, layouts)
 
 
-def read_line(row: Row) -> Row:
+def read_line(row: Row, layouts: Layouts) -> Row:
     """The row with its texts, or its problem, found in the line `row.raw`."""
     if isinstance(row.raw, bytes):
         return row._replace(problem="neither UTF-8 nor GB18030")
@@ -153,35 +153,18 @@ def read_line(row: Row) -> Row:
         value = json.loads(row.raw)
     except (ValueError, RecursionError):
         return row._replace(problem="not JSON")
-    return read_value(row, value)
+    return read_value(row, value, layouts)
 
 
-def read_value(row: Row, value: object) -> Row:
+def read_value(row: Row, value: object, layouts: Layouts) -> Row:
     """The row with its texts, or its problem, found in a JSON value."""
     if len(row.raw) > LONGEST_ROW:
         return row._replace(problem=TOO_LONG)
     if not isinstance(value, dict):
         return row._replace(problem="not an object")
-    names = next((pair for pair in COLUMNS if value.keys() >= set(pair)), None)
-    if not names:
-        return row._replace(problem="no known columns")
-    content, summary = (value[name] for name in names)
-    if "instruction" in names:
-        content = join_input(content, value.get("input"))
-    problem = problem_of(content, summary)
-    return row._replace(problem=problem) if problem else row._replace(content=content, summary=summary)
-
-
-def join_input(instruction: object, extra: object) -> object:
-    """The text of Alpaca's columns `instruction` and `input` together, as LLaMA-Factory joins them.
-
-    If the instruction is only a task, such as "write an ad", and the input holds attributes, it is the input alone.
-    """
-    if not isinstance(instruction, str) or not isinstance(extra, str) or not extra.strip():
-        return instruction
-    if parse_attributes(extra) and not parse_attributes(instruction):
-        return extra
-    return f"{instruction}\n{extra}"
+    found = read_texts(value, layouts)
+    problem = found if isinstance(found, str) else problem_of(*found)
+    return row._replace(problem=problem) if problem else row._replace(content=found[0], summary=found[1])
 
 
 def problem_of(content: object, summary: object) -> str:
@@ -195,15 +178,20 @@ def problem_of(content: object, summary: object) -> str:
     return "" if content.strip() and summary.strip() else "a column is empty"
 
 
+def explain(row: Row) -> str:
+    """The problem of a row in words for an error: with its columns, if they are not known."""
+    return f"{row.problem} (it has {name_columns(json.loads(row.raw))})" if row.problem == NO_COLUMNS else row.problem
+
+
 # --- hubs ---
 
 
-def read_hub() -> dict[str, list[Row]]:
+def read_hub(layouts: Layouts = LAYOUTS) -> dict[str, list[Row]]:
     """Split → rows, from the Hugging Face hub, or from ModelScope if USE_MODELSCOPE_HUB=1.
 
     The registry names the data set on both hubs. Ends the program if the hub cannot be reached.
     """
-    registry = json.loads((ROOT / "dataset_info/dataset_info.json").read_text(encoding="ascii"))
+    registry = read_registry(ROOT / "dataset_info")
     modelscope = os.environ.get("USE_MODELSCOPE_HUB") in ("1", "true")
     hub, key = ("ModelScope", "ms_hub_url") if modelscope else ("the Hugging Face hub", "hf_hub_url")
     load = load_from_modelscope if modelscope else load_from_hugging_face
@@ -214,7 +202,7 @@ def read_hub() -> dict[str, list[Row]]:
         print(f"Fetching {name} from {hub}")
         try:
             rows[split] = [
-                read_value(Row(name, number, json.dumps(value, ensure_ascii=False)), value)
+                read_value(Row(name, number, json.dumps(value, ensure_ascii=False)), value, layouts)
                 for number, value in enumerate(load(entry[key], entry["split"]), 1)
             ]
         except Exception as error:

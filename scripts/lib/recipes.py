@@ -2,8 +2,6 @@
 
 import ast
 import importlib.util
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,12 +53,3 @@ def fields(source: Path) -> set[str]:
     classes = (node for node in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef))
     lines = (line for node in classes for line in node.body if isinstance(line, ast.AnnAssign))
     return {line.target.id for line in lines if "init=False" not in ast.unparse(line)}
-
-
-def data_files(settings: dict) -> dict[str, Path | None]:
-    """Data set → its file, or None for one of a hub; KeyError if the recipe names one that is not registered."""
-    folder = Path(settings.get("dataset_dir", "data"))
-    registry = json.loads((folder / "dataset_info.json").read_text(encoding="ascii"))
-    names = [name for key in ("dataset", "eval_dataset") for name in str(settings.get(key) or "").split(",") if name]
-    files = {name: registry[name].get("file_name") for name in names}
-    return {name: Path(os.path.normpath(folder / file)) if file else None for name, file in files.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from lib.files import fail, installed_versions, sha256, whole_file
-from lib.recipes import data_files
+from lib.registry import data_files, files_in
 from lib.weights import is_whole, weights_fault
 
 # Keys that do not change what a run learns. They may differ when it is resumed.
@@ -68,9 +68,10 @@ def describe(settings: dict) -> dict:
         with path.open("rb") as file:
             file.seek(-min(path.stat().st_size, 2**20), os.SEEK_END)
             base[path.name] = f"{path.stat().st_size} bytes, ends in {hashlib.sha256(file.read()).hexdigest()}"
+    files = [file for path in data_files(settings).values() if path for file in files_in(path)]
     return {
         "recipe": {key: value for key, value in settings.items() if key not in HARMLESS},
-        "data": {str(path): sha256(path) for path in data_files(settings).values() if path},
+        "data": {str(path): sha256(path) for path in files},
         "base": base,
         "versions": installed_versions(LIBRARIES),
     }
