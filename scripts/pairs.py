@@ -25,6 +25,8 @@ from lib.metrics import Values, vocabulary
 from lib.predictions import read_data
 from lib.recipes import check_overrides
 
+# Keys of the predict recipe that no override may change.
+OWN = ("eval_dataset", "max_samples", "seed", "output_dir")
 # How the ads are sampled: more widely than ads for a shop, so that a row's best and worst ad differ.
 SAMPLING = ["do_sample=true", "temperature=1.0", "top_p=1.0", "top_k=50"]
 
@@ -44,6 +46,8 @@ def read_options() -> argparse.Namespace:
     if options.rows < 1 or options.samples < 2 or options.margin < 0:
         parser.error("--rows is at least 1, --samples at least 2, --margin at least 0")
     options.words = check_overrides(options.words, "train")
+    if taken := [word for word in options.words if word.split("=")[0] in OWN]:
+        fail(f"{taken[0]}: this program sets {', '.join(OWN)} itself, for only training rows become pairs")
     return options
 
 
@@ -99,7 +103,7 @@ def main() -> None:
         for name in ("chosen", "rejected")
     }
     card = {
-        "model": choices.model, "method": choices.method, "rows": len(rows), "samples": options.samples,
+        "model": choices.model, "run": trained(choices).name, "rows": len(rows), "samples": options.samples,
         "margin": options.margin, "judge sees half of the values": options.half, "pairs": len(kept),
         "mean badness": {name: round(value, 4) for name, value in mean.items()},
         "sha256": sha256(path),

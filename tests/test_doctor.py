@@ -26,6 +26,9 @@ def project(copy_project):
         write_weights(model / f"{name}.safetensors")
         for file in ("config.json", "adapter_config.json", "tokenizer.json"):
             (model / file).write_text("{}")
+    (base / "chat_template.jinja").write_text("{% for one in messages %}<{{ one.role }}>{{ one.content }}{% endfor %}")
+    lora = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "base"}
+    (adapter / "adapter_config.json").write_text(json.dumps(lora))
     card = {}
     for split in ("train", "val", "dev"):
         path = folder / f"data/adgen_{split}.jsonl"
@@ -64,10 +67,10 @@ def look(make, project, tmp_path):
 def test_all_is_well(look, make, project):
     lines = look("METHOD=lora")
     assert {status for status, _ in lines.values()} == {"ok"}, lines
-    assert set(lines) == {"packages", "gpu", "data", "output", "base", "disk", "export"}
+    assert set(lines) == {"packages", "gpu", "data", "output", "base", "template", "disk", "export"}
     assert "NVIDIA H300" in lines["gpu"][1] and f"took {max(PEAKS):.1f}" in lines["gpu"][1]
     result = make(project, "doctor", "MODEL=tiny", "DATA=sample")
-    assert result.returncode == 0 and result.stdout.count("\n") == 8
+    assert result.returncode == 0 and result.stdout.count("\n") == 9
     assert "make base MODEL=tiny" in result.stdout and "\nwarning  base" in result.stdout
 
 
