@@ -6,6 +6,7 @@ prompt and ad, and says nothing. If the chats show no system prompt, it ends in 
 
 import importlib.util
 import re
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -64,8 +65,10 @@ def template_fault(template: str, folder: Path) -> str:
     tokens = read_json(folder / "tokenizer_config.json")
     tokens = {name: tokens.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     tokens = {name: value.get("content") if isinstance(value, dict) else value or "" for name, value in tokens.items()}
+    # LLaMA-Factory cuts off what the tokenizer puts before every text, whether or not the template begins with it.
+    start = len(tokenizer_prefix(folder))
     try:
-        system = render(template, [SYSTEM], **tokens)
+        system = render(template, [SYSTEM], **tokens)[start:]
         user = render(template, [USER], add_generation_prompt=True, **tokens)
         answer = render(template, [USER, ASSISTANT], **tokens)[len(user) :]
     except TemplateSyntaxError:
@@ -73,8 +76,19 @@ def template_fault(template: str, folder: Path) -> str:
         return ""
     except Exception as error:
         return " ".join(str(error).split())
-    slots = {"system prompt": system, "user's words": user, "answer": answer}
+    slots = {"system prompt": system, "user's words": user[start:], "answer": answer}
     return next((f"the {what} is not in it" for what, slot in slots.items() if MARK not in slot), "")
+
+
+def tokenizer_prefix(folder: Path) -> str:
+    """What a tokenizer puts before every text, such as `<|begin_of_text|>`; empty if that cannot be seen."""
+    from tokenizers import Tokenizer
+
+    # The library raises nothing narrower.
+    with suppress(Exception):
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return tokenizer.decode(tokenizer.encode("").ids, skip_special_tokens=False)
+    return ""
 
 
 def render(template: str, messages: list[dict], **variables) -> str:
