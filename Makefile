@@ -10,7 +10,8 @@ export RAW    ?=
 export GPUS     ?= 1
 export NNODES   ?= 1
 export STRATEGY ?=
-# FRESH=1 trains anew beside the old run, RESUME=1 resumes although the recipe changed, EXPORTED=1 serves the export.
+# FRESH=1 trains anew beside the old run, RESUME=1 goes on although recipe, base or prompt differ (or with more epochs),
+# EXPORTED=1 serves the export.
 export FRESH    ?=
 export RESUME   ?=
 export EXPORTED ?=

@@ -28,6 +28,8 @@ from lib.metrics import vocabulary
 from lib.predictions import read_data
 from lib.recipes import check_overrides, read_recipe
 
+# Keys of the predict recipe that no override may change.
+OWN = ("eval_dataset", "max_samples", "seed", "output_dir")
 # How the ads are sampled: more widely than ads for a shop, so that a row's best and worst ad differ.
 SAMPLING = ["do_sample=true", "temperature=1.0", "top_p=1.0", "top_k=50"]
 # How much likeness to the row's own ad (0 to 1) weighs beside the shares of values missed and invented. The ads of one
@@ -50,6 +52,8 @@ def read_options() -> argparse.Namespace:
     if options.rows < 1 or options.samples < 2 or options.margin < 0:
         parser.error("--rows is at least 1, --samples at least 2, --margin at least 0")
     options.words = check_overrides(options.words, "train")
+    if taken := [word for word in options.words if word.split("=")[0] in OWN]:
+        fail(f"{taken[0]}: this program sets {', '.join(OWN)} itself, for only training rows become pairs")
     return options
 
 
@@ -102,7 +106,7 @@ def main() -> None:
         for name in ("chosen", "rejected")
     }
     card = {
-        "model": choices.model, "method": choices.method, "rows": len(rows), "samples": options.samples,
+        "model": choices.model, "run": trained(choices).name, "rows": len(rows), "samples": options.samples,
         "margin": options.margin, "judge sees half of the values": options.half, "pairs": len(kept),
         "mean badness": {name: round(value, 4) for name, value in mean.items()},
         "sha256": sha256(path),

@@ -1,6 +1,7 @@
 """Preference pairs: which ads become one, from which rows; and a training on them goes on from the fine-tuned model."""
 
 import json
+import shutil
 from functools import partial
 
 import pairs
@@ -9,7 +10,7 @@ from common import copy_demo, one_error
 from lib.attributes import product
 from lib.candidates import badness, likeness
 from lib.features import learn
-from lib.files import read_json_lines
+from lib.files import read_json_lines, sha256
 from lib.metrics import in_first_half, vocabulary
 
 DRESS = "类型#裙*颜色#白色*材质#雪纺*图案#碎花"
@@ -70,6 +71,52 @@ def test_likeness_decides_between_equally_good_ads():
 def test_a_preference_training_needs_its_pairs(make, clone):
     line = one_error(make(clone, "train", "MODEL=tiny", "METHOD=dpo"))
     assert "tiny_pairs" in line and "`make pairs`" in line
+
+
+@pytest.mark.parametrize("words", ["eval_dataset=sample_dev", "max_samples=5", "output_dir=saves/else", "seed=3"])
+def test_only_training_rows_become_pairs(make, clone, words):
+    assert "only training rows" in one_error(make(clone, "pairs", "MODEL=tiny", "DATA=sample", f"ARGS={words}"))
+
+
+def test_pairs_of_a_model_that_is_not_fine_tuned(make, clone):
+    result = make(clone, "pairs", "MODEL=tiny", "DATA=sample", "ARGS=--rows 4 --samples 2")
+    [line] = [line for line in result.stderr.split("\n") if line.startswith("error: ")]
+    assert result.returncode != 0 and "make train MODEL=tiny" in line and not (clone / "saves").exists()
+
+
+def test_rows_whose_samples_do_not_differ(make, demo, tmp_path):
+    folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
+    words = "ARGS=--rows 4 --samples 2 do_sample=false"
+    result = make(folder, "pairs", "MODEL=tiny", "DATA=sample", words)
+    [line] = [line for line in result.stderr.split("\n") if line.startswith("error: ")]
+    assert result.returncode != 0 and "no two ads" in line and not list(folder.glob("data/tiny_pairs*"))
+
+
+def test_pairs_of_another_model_run_or_hand(make, demo, tmp_path):
+    """A preference training goes on from one model, and takes the pairs of its own ads only."""
+    folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
+    path, card = folder / "data/tiny_pairs.jsonl", folder / "data/tiny_pairs_card.json"
+    path.write_text(json.dumps({"instruction": DRESS, "chosen": GOOD, "rejected": MISSES}) + "\n", encoding="utf-8")
+    right = {"model": "tiny", "run": "sample_qlora", "sha256": sha256(path)}
+    base = "model_name_or_path=saves/Custom/init"
+    for change, words, said in (
+        ({"model": "gemma3_270m"}, "", "pairs of gemma3_270m sample_qlora"),
+        ({"run": "sample_lora"}, "", "pairs of tiny sample_lora"),
+        ({"run": "sft_qlora"}, "", "pairs of tiny sft_qlora"),
+        ({"sha256": "0"}, "", "not what `make pairs` wrote"),
+        # Another base model would stand in the place of the merged one without a word.
+        ({}, base, "was trained on saves/Custom/full/pretrain"),
+    ):
+        card.write_text(json.dumps(right | change))
+        line = one_error(make(folder, "train", "MODEL=tiny", "DATA=sample", "METHOD=dpo", f"ARGS={words}"))
+        assert said in line, line
+    assert not (folder / "saves/Custom/merged").exists() and not (folder / "saves/Custom/lora/sample_dpo").exists()
+    copy = shutil.copytree(folder / "saves/Custom/full/pretrain", tmp_path / "copy")
+    words = f"ARGS=--dry-run model_name_or_path={copy}"
+    plan = make(folder, "eval", "MODEL=tiny", "DATA=sample", "METHOD=dpo", words).stdout
+    before, after = plan.strip().split("\n")
+    assert f"model_name_or_path={copy}" in before
+    assert after.rindex("=saves/Custom/merged/sample_qlora") > after.rindex(f"={copy}")
 
 
 def test_from_pairs_to_scores(make, demo, tmp_path):
