@@ -97,7 +97,7 @@ def check_rows(settings: dict) -> str:
             raise Unmade(problem) if prepared else SystemExit(problem)
         if prepared:
             check_card(path)
-        elif path in {ROOT / f"data/{folder.name}_pairs.jsonl" for folder in ROOT.glob("configs/*")}:
+        elif path and path.resolve() in {ROOT / f"data/{one.name}_pairs.jsonl" for one in ROOT.glob("configs/*")}:
             check_pairs(path, Path(settings["model_name_or_path"]))
     return f"{', '.join(files)}: there and unchanged"
 
