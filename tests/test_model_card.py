@@ -78,7 +78,7 @@ def test_scores_of_this_model_alone(demo, tmp_path, monkeypatch):
 
 
 def test_export_writes_it_and_uses_the_template_of_the_training(make, demo, tmp_path):
-    """A training with a template of LLaMA-Factory's is exported with it, and the export needs it no more."""
+    """A training with a template of LLaMA-Factory's is exported and served with it, without naming it again."""
     folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
     tiny = ("MODEL=tiny", "DATA=sample", "METHOD=lora")
     steps = "ARGS=template=alpaca max_steps=2 eval_steps=2 save_steps=2"

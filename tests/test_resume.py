@@ -248,4 +248,4 @@ def test_finished_run_goes_on_with_more_steps(make, whole, tmp_path):
     assert same(old, whole[1]) and len(list(old.glob("checkpoint-*"))) == 6
     state = old / "checkpoint-24/trainer_state.json"
     assert state.read_bytes() == (whole[1] / "checkpoint-24/trainer_state.json").read_bytes()
-    assert last_step(folder) == 28 and losses(folder)[:24] == losses(old) and not same(folder, old)
+    assert last_step(folder) == 28 and losses(folder)[: len(losses(old))] == losses(old) and not same(folder, old)

@@ -95,7 +95,7 @@ def check_rows(settings: dict) -> str:
             raise Unmade(problem) if name in prepared else SystemExit(problem)
         if name in prepared:
             check_card(path)
-        elif path.resolve() in {ROOT / f"data/{folder.name}_pairs.jsonl" for folder in ROOT.glob("configs/*")}:
+        elif path.resolve() in {ROOT / f"data/{one.name}_pairs.jsonl" for one in ROOT.glob("configs/*")}:
             check_pairs(path, Path(settings["model_name_or_path"]))
     check_sets(settings, prepared)
     return f"{', '.join(files)}: there and unchanged"

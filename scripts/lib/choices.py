@@ -168,5 +168,5 @@ def served_overrides(choices: Choices) -> list[str]:
     """What the chat recipe gets to write ads: the tuned model, or with EXPORTED=1 what `make export` wrote."""
     if choices.exported:
         exported = choices.settings("export")["export_dir"]
-        return [f"model_name_or_path={exported}", "adapter_name_or_path=null"]
+        return [f"model_name_or_path={exported}", "adapter_name_or_path=null", *prompt_overrides(choices)]
     return tuned_overrides(choices)
