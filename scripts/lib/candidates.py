@@ -7,30 +7,36 @@ from lib import metrics
 from lib.attributes import parse_attributes
 from lib.files import ROOT, read_json_lines
 from lib.intervals import ci95, draw_rows, ratio
+from lib.law import Hit, find_hits
 
 # The usual length of an ad in characters. All ads of the sample have it, and all but a few of AdGen.
 SHORTEST, LONGEST = 30, 200
 
 
 class Candidate(NamedTuple):
-    """An ad, the attribute values that it misses and invents, and its rank; the lowest rank is the best."""
+    """An ad, the attribute values that it misses and invents, its risky words, and its rank; the lowest is the best."""
 
     ad: str
     missing: list[str]
     invented: list[str]
-    rank: tuple[int, float, bool]
+    hits: list[Hit]
+    rank: tuple[bool, int, float, int, bool]
 
 
 def judge(product: str, ad: str, values: metrics.Values) -> Candidate:
     """Compares an ad with its product's attribute string; `values` is a `metrics.vocabulary`.
 
-    Ads are ranked by the number of attribute values missed, then by the share of the known values in the ad that the
-    product does not have, then by whether the length is unusual.
+    Ads are ranked by whether the law forbids any of their words, then by the number of attribute values missed, by the
+    share of the known values in the ad that the product does not have, by the number of words that need proof, and by
+    whether the length is unusual.
     """
     missing = list(dict.fromkeys(value for (_, value), hit in metrics.covered(product, ad).items() if not hit))
     found, invented = metrics.invented(product, ad, values)
-    rank = (len(missing), len(invented) / max(1, len(found)), not SHORTEST <= len(ad) <= LONGEST)
-    return Candidate(ad, missing, sorted(invented), rank)
+    hits = find_hits(product, ad)
+    levels = [hit.level for hit in hits]
+    made_up, odd = len(invented) / max(1, len(found)), not SHORTEST <= len(ad) <= LONGEST
+    rank = ("ban" in levels, len(missing), made_up, levels.count("caution"), odd)
+    return Candidate(ad, missing, sorted(invented), hits, rank)
 
 
 def known_products() -> list[str]:

@@ -30,7 +30,7 @@ class Rule(NamedTuple):
     kinds: frozenset[str]
     ban_for: frozenset[str]
     basis: str
-    words: re.Pattern
+    words: list[re.Pattern]
     excepted: re.Pattern
     lowered: re.Pattern
     ranks: bool
@@ -56,22 +56,23 @@ def plain(character: str) -> str:
 
 
 def compile_any(patterns: list[str]) -> re.Pattern:
-    """One regular expression for several, the longest first. It has a hit at every place, so that hits may overlap."""
-    parts = sorted((part.replace("N", NUMBER) for part in patterns), key=len, reverse=True)
-    return re.compile(f"(?=({'|'.join(parts)}))" if parts else "(?!)")
+    """One regular expression for several. It has a hit at every place, so that hits may overlap."""
+    return re.compile(f"(?=({'|'.join(patterns)}))" if patterns else "(?!)")
 
 
 def compile_rule(entry: dict) -> Rule:
     """A rule of data/ad_law.json, or of a shop's own list."""
-    words = [re.escape(word) for word in entry.get("words", [])]
+    words = "|".join(map(re.escape, sorted(entry.get("words", []), key=len, reverse=True)))
+    # Python searches for plain words, and for each pattern alone, three times as fast as for all of them at once.
+    patterns = [words] * bool(words) + [part.replace("N", NUMBER) for part in entry.get("patterns", [])]
     return Rule(
         entry["id"],
         entry["level"],
         frozenset(entry.get("kinds", [])),
         frozenset(entry.get("ban_for", [])),
         entry["basis"],
-        compile_any(words + entry.get("patterns", [])),
-        compile_any(entry.get("except", [])),
+        [re.compile(pattern) for pattern in patterns],
+        compile_any([part.replace("N", NUMBER) for part in entry.get("except", [])]),
         compile_any(entry.get("caution", [])),
         entry.get("ranks", False),
         entry.get("own", False),
@@ -118,7 +119,7 @@ def read_words(name: str) -> list[Rule]:
     ]
 
 
-def rules() -> list[Rule]:
+def read_rules() -> list[Rule]:
     """The rules of the law, and those of the file that WORDS in the environment names."""
     own = os.environ.get("WORDS")
     return read_law()["rules"] + (read_words(own) if own else [])
@@ -140,18 +141,15 @@ def find_hits(product: str, ad: str) -> list[Hit]:
     # The place in the ad of each character of the text.
     places = [place for place, piece in enumerate(pieces) for _ in piece]
     kinds, hits = kinds_of(product), []
-    for rule in rules():
+    for rule in read_rules():
         if rule.kinds and not rule.kinds & kinds:
             continue
-        end = 0
-        for match in rule.words.finditer(text):
-            span = match.span(1)
-            if span[0] >= end and not covers(rule.excepted, text, span):
+        spans, end = {match.span() for pattern in rule.words for match in pattern.finditer(text)}, 0
+        for span in sorted(spans, key=lambda span: (span[0], -span[1])):
+            if span[0] >= end and not is_excepted(rule, product, text, span):
                 end = span[1]
-                start, stop = places[span[0]], places[span[1] - 1] + 1
-                if not (rule.own and stands_in(product, match[1])):
-                    level = level_of(rule, kinds, text, span)
-                    hits.append(Hit(rule.name, level, rule.basis, ad[start:stop], start, stop))
+                level, start, stop = level_of(rule, kinds, text, span), places[span[0]], places[end - 1] + 1
+                hits.append(Hit(rule.name, level, rule.basis, ad[start:stop], start, stop))
     return sorted(hits, key=lambda hit: (hit.start, hit.level, -hit.end))
 
 
@@ -160,9 +158,10 @@ def covers(pattern: re.Pattern, text: str, span: tuple[int, int]) -> bool:
     return any(match.start(1) <= span[0] and span[1] <= match.end(1) for match in pattern.finditer(text))
 
 
-def stands_in(product: str, words: str) -> bool:
-    """Whether one of a product's own values holds the words."""
-    return any(words in "".join(map(plain, value)) for _, value in parse_attributes(product))
+def is_excepted(rule: Rule, product: str, text: str, span: tuple[int, int]) -> bool:
+    """Whether the words at `span` are harmless: within an exception, or one of the product's own values."""
+    own = rule.own and text[span[0] : span[1]] in "".join(map(plain, product))
+    return own or covers(rule.excepted, text, span)
 
 
 def level_of(rule: Rule, kinds: frozenset[str], text: str, span: tuple[int, int]) -> str:
