@@ -26,7 +26,8 @@ def test_make_generate_with_a_server_of_its_own(demo, make, tmp_path):
     assert "Starting a server" in result.stderr and "24/24" in result.stderr
     header, *rows = csv.reader(PRODUCTS.open(encoding="utf-8"))
     ads = read_ads(tmp_path / "ads.csv")
-    assert list(ads[0]) == [*header, "ad", "missing", "invented", "runner_up_1", "reason"]
+    added = ["ad", "missing", "invented", "risk", "basis", "runner_up_1", "reason", "ai_label"]
+    assert list(ads[0]) == [*header, *added] and "no legal advice" in result.stdout
     assert [[row[name] for name in header] for row in ads] == rows
     values = vocabulary(row["content"] for row in read_json_lines(ROOT / "data/sample/train.jsonl"))
     for row in ads:
@@ -149,7 +150,7 @@ def test_errors_are_one_line(relay, tmp_path):
     for output, words in (
         (good, "is INPUT"),
         (tmp_path, "OUTPUT must be"),
-        (tmp_path / "x.xlsx", "OUTPUT must be"),
+        (tmp_path / "x.xls", "OUTPUT must be"),
         (good / "x.csv", "cannot be written"),
     ):
         assert words in one_error(good, output, "--server", relay.url)
