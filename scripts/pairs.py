@@ -4,7 +4,8 @@
 
 The tuned model writes several ads for each of the first training rows, with sampling. Each ad is judged by its product:
 the share of attribute values missed, the share of values invented, and bad form. The best and the worst ad of a row
-become a pair if they lie far enough apart. Among equally good ads, the one most like the row's own ad is chosen.
+become a pair if they lie far enough apart. Among equally good ads, the one most like the row's own ad is chosen. An ad
+with words that the law or WORDS forbids (see scripts/lib/law.py) is never chosen.
 
 The pairs go to data/<model>_pairs.jsonl, and data/<model>_pairs_card.json counts them. Only training rows are used, so
 no dev product enters a pair. Ads that were written before are used again, as long as nothing has changed that they
@@ -21,6 +22,7 @@ import sys
 from lib.candidates import badness, likeness
 from lib.choices import Choices, read_choices, rows_of, saves, trained
 from lib.files import ROOT, fail, read_json_lines, sha256, whole_file, write_json
+from lib.law import has_ban, read_rules
 from lib.metrics import Values, vocabulary
 from lib.predictions import read_data
 from lib.recipes import check_overrides
@@ -69,7 +71,8 @@ def write_sample(choices: Choices, options: argparse.Namespace, seed: int) -> li
 def make_pair(product: str, reference: str, ads: list[str], values: Values, options: argparse.Namespace) -> dict | None:
     """The row of the pairs' file for one product; None if its ads do not lie far enough apart."""
     judged = sorted(set(ads), key=lambda ad: (badness(product, ad, values, options.half), -likeness(ad, reference)))
-    best, worst = judged[0], judged[-1]
+    worst = judged[-1]
+    best = next((ad for ad in judged if not has_ban(product, ad)), worst)
     gap = badness(product, worst, values, options.half) - badness(product, best, values, options.half)
     if gap < max(options.margin, 1e-9):
         return None
@@ -78,6 +81,7 @@ def make_pair(product: str, reference: str, ads: list[str], values: Values, opti
 
 def main() -> None:
     options, choices = read_options(), read_choices()
+    read_rules()
     os.chdir(ROOT)
     samples = [write_sample(choices, options, seed) for seed in range(1, options.samples + 1)]
     data = read_data(rows_of(choices, "train"))
