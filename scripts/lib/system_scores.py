@@ -12,6 +12,7 @@ import numpy as np
 from lib import metrics
 from lib.attributes import parse_attributes
 from lib.intervals import ci95, draw_rows, ratio
+from lib.law import find_hits
 from lib.metrics import Key
 from lib.predictions import Predictions, Rows
 from tqdm import tqdm
@@ -88,7 +89,7 @@ def row_ratios(contents, texts, references, overlaps, values, copies=None) -> di
 
     All lists have one entry for each row. `overlaps` holds the four overlap scores against the row's reference,
     `copies` whether the text is a copy of a training ad; `values` is a `metrics.vocabulary`. Length is the number of
-    characters over that of the reference.
+    characters over that of the reference. An ad has forbidden words, or only words to be proved: see `lib.law`.
     """
     ones = np.ones(len(texts))
     columns = zip(metrics.OVERLAP, np.transpose(overlaps), strict=True)
@@ -99,6 +100,9 @@ def row_ratios(contents, texts, references, overlaps, values, copies=None) -> di
     ratios["length", ""] = np.array(lengths, float)
     if copies is not None:
         ratios["copied", ""] = np.stack([copies, ones], 1)
+    levels = [{hit.level for hit in find_hits(*pair)} for pair in zip(contents, texts, strict=True)]
+    ratios["forbidden", ""] = np.stack([["ban" in found for found in levels], ones], 1)
+    ratios["unproved", ""] = np.stack([[found == {"caution"} for found in levels], ones], 1)
     return ratios
 
 
