@@ -25,6 +25,9 @@ INPUT  ?= examples/products.csv
 OUTPUT ?= ads.csv
 N      ?= 4
 export SERVER ?=
+# WORDS: a file of words that you forbid beside the law. LABEL=1 marks each ad as written by AI.
+export WORDS ?=
+export LABEL ?=
 
 # The environment: .venv, made from requirements.lock, or the bin folder of your own (conda, container).
 BIN ?= .venv/bin
@@ -68,7 +71,7 @@ pairs: setup ## make preference pairs from the tuned model's own ads, for METHOD
 desk: setup ## a page for copywriters, with the attributes marked: http://127.0.0.1:7860 (SERVER=<URL>)
 	@exec $(PY) scripts/desk.py $(ARGS)
 
-generate: setup ## write ads for a catalogue (INPUT=<csv, xlsx, jsonl> OUTPUT=<csv, jsonl> N=4 SERVER=<URL>)
+generate: setup ## write ads for a catalogue (INPUT=<csv, xlsx, jsonl> OUTPUT=<csv, xlsx, jsonl> N=4 SERVER=<URL>)
 	@exec $(PY) scripts/generate.py "$(INPUT)" "$(OUTPUT)" --n $(N) $(ARGS)
 
 bench: setup ## measure speed and memory (BENCH=training, serving, sizes or features; ARGS="sft_qlora --repeat 2")

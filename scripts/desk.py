@@ -3,8 +3,9 @@
   MODEL=tiny DATA=sample python scripts/desk.py
 
 The page marks the attributes in each ad: green if the ad names it, grey if it does not, red if the ad names a known
-value that the product does not have. Ads are ranked by attributes named, then by values invented, then by length.
-scripts/generate.py writes the ads of a table.
+value that the product does not have. It marks words amber that the law or WORDS forbids or wants proved; this is no
+legal advice. scripts/generate.py ranks ads in the same way, and writes the ads of a table. LABEL=1 in the environment
+copies an ad with the mark 本广告由AI技术生成 at its end.
 
 MODEL, METHOD, DATA and EXPORTED in the environment choose the model, as for `make`. Without --server or SERVER, a
 server with that model is started, which ends with the page. It is stopped while the ads of a table are written, because
@@ -27,6 +28,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from lib.attributes import parse_attributes, tidy
@@ -34,7 +36,9 @@ from lib.candidates import judge, known_products
 from lib.chat_client import client_options, find_model, request_of
 from lib.choices import read_choices, served_overrides
 from lib.files import ROOT
+from lib.law import Hit, read_rules
 from lib.metrics import vocabulary
+from lib.output import labelled
 from lib.recipes import check_overrides, read_recipe
 from lib.servers import OwnServer, check_server, opened_by, wait_until_up
 
@@ -43,6 +47,8 @@ LONGEST = 500
 # How many values the page offers for a key of a type.
 OFFERED = 300
 SIGNS = {"covered": "✓", "missing": "缺", "invented": "多"}
+LEVELS_IN_WORDS = {"ban": "禁用词", "caution": "须有依据"}
+NOTE = "文案由 AI 生成，发布前请通读并标明。黄色的词法律禁用或须有依据，点一下看条款；这只是提示，不是法律意见。"
 
 
 def known_values(products: list[str]) -> dict[str, dict[str, list[str]]]:
@@ -66,15 +72,29 @@ def show(product: str, ad: str, values: dict, whole: bool = False) -> str:
     found = judge(product, ad, values)
     kinds = {value: "covered" for _, value in parse_attributes(product)}
     kinds |= dict.fromkeys(found.missing, "missing") | dict.fromkeys(found.invented, "invented")
-    marked = sorted((value for value in kinds if value in ad), key=len, reverse=True)
-    pieces = re.split(f"({'|'.join(map(re.escape, marked))})", ad) if marked else [ad]
-    text = "".join(
-        f'<mark class="{kinds[piece]}">{html.escape(piece)}</mark>' if piece in kinds else html.escape(piece)
-        for piece in pieces
-    )
     spans = [f'<span class="{kind}">{SIGNS[kind]} {html.escape(value)}</span>' for value, kind in kinds.items()]
-    copy = f'<button data-ad="{html.escape(ad)}" onclick="copyAd(this)">复制</button>' if whole else ""
-    return f'<div class="ad">{copy}<p>{text or "…"}</p>{"".join(spans)}</div>'
+    copy = f'<button data-ad="{html.escape(labelled(ad))}" onclick="copyAd(this)">复制</button>' if whole else ""
+    return f'<div class="ad">{copy}<p>{mark(ad, kinds, found.hits) or "…"}</p>{"".join(spans)}</div>'
+
+
+def mark(ad: str, kinds: dict[str, str], hits: list[Hit]) -> str:
+    """An ad as HTML with its values and risky words marked. kinds: value → class. Of hits within hits, the outer shows.
+
+    A risky word shows its level and its legal basis under the pointer or the finger, see desk.html.
+    """
+    # What each character belongs to: where its mark begins, and what is written in that mark.
+    marks = [(-1, "")] * len(ad)
+    values = sorted((value for value in kinds if value in ad), key=len, reverse=True)
+    for match in re.finditer("|".join(map(re.escape, values)), ad) if values else []:
+        marks[slice(*match.span())] = [(match.start(), f'class="{kinds[match[0]]}"')] * len(match[0])
+    for hit in reversed(hits):
+        basis = html.escape(f"{LEVELS_IN_WORDS[hit.level]}：{hit.basis}")
+        marks[hit.start : hit.end] = [(hit.start, f'class="risk" tabindex="0" data-basis="{basis}"')] * len(hit.words)
+    text = ""
+    for (_, words), run in groupby(zip(marks, ad, strict=True), key=lambda pair: pair[0]):
+        piece = html.escape("".join(character for _, character in run))
+        text += f"<mark {words}>{piece}</mark>" if words else piece
+    return text
 
 
 async def stream(client, body: dict, ads: list[str], number: int) -> None:
@@ -170,7 +190,7 @@ def build(server: str, request: dict, overrides: list[str], own: OwnServer | Non
 
     theme, head = gr.themes.Default(font=["system-ui", "sans-serif"]), ROOT / "scripts/desk.html"
     with gr.Blocks(title="文案台", theme=theme, head_paths=head, analytics_enabled=False) as page:
-        gr.Markdown("# 文案台")
+        gr.Markdown(f"# 文案台\n{NOTE}")
         count = gr.Slider(1, 8, value=4, step=1, label="每个商品写几条")
         with gr.Tab("一个商品"):
             kind = gr.Dropdown(list(known[""]["类型"]), value=None, label="类型", allow_custom_value=True)
@@ -203,6 +223,7 @@ def main() -> None:
     parser.add_argument("--model", help="the server's name for the model (default: its only model)")
     options = parser.parse_intermixed_args()
     choices, overrides = read_choices(), check_overrides(options.overrides, "api")
+    read_rules()
     recipe = read_recipe(ROOT / choices.recipe("chat"), [*served_overrides(choices), *overrides])
     host, port = check_server("desk")
     login = ("desk", os.environ["API_KEY"]) if opened_by("desk") else None

@@ -9,13 +9,15 @@ INPUT is a .csv, .xlsx or .jsonl file with headings.
 - A cell may hold several attributes: 颜色:白色;材质:雪纺. Names that are no attributes are left out.
 - If one column holds attribute strings (类型#裙*颜色#白色), only that column is read.
 
-OUTPUT is a .csv file, which Excel opens, or a .jsonl file. It has one row for each row of INPUT, in the same order: the
-columns of INPUT, then `ad`, `missing` (attribute values that the ad does not name), `invented` (known values that it
-names and the product does not have), `runner_up_1` … and `reason` (why there is no ad). Blank rows at the end of INPUT
-are left out.
+OUTPUT is a .csv, .xlsx or .jsonl file. It has one row for each row of INPUT, in the same order: the columns of INPUT,
+then `ad`, `missing` (attribute values that the ad does not name), `invented` (known values that it names and the
+product does not have), `risk` (words that the law forbids or wants proved), `basis` (the law), `runner_up_1` …,
+`reason` (why there is no ad) and `ai_label` (the model and the time; JSON lines hold the fields AIGC of GB 45438-2025,
+too, and a workbook has them in its metadata). Blank rows at the end of INPUT are left out. `risk` is no legal advice.
+LABEL=1 in the environment puts the mark 本广告由AI技术生成 at the end of each ad. WORDS names a file of your own words.
 
-The candidates of a product are ranked by attributes named, then by values invented, then by length: 30 to 200
-characters come first.
+The candidates of a product are ranked: without forbidden words, by attributes named, by values invented, by words to be
+proved, by length (30 to 200 characters come first).
 
 MODEL, METHOD, DATA and EXPORTED in the environment choose the model, as for `make`, and GPUS the cards that write. They
 write in batches. The recipe's batches are for the card that it names; they grow with free memory, and are halved when
@@ -28,12 +30,11 @@ that product again. The exit status is 0 if any row has an ad.
 """
 
 import argparse
-import csv
 import json
 import os
 import shlex
 import sys
-from collections import Counter
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -42,11 +43,12 @@ from lib.attributes import parse_attributes
 from lib.candidates import Candidate, compare, judge, known_products
 from lib.catalogue import Catalogue, read_catalogue
 from lib.choices import read_choices, served_overrides
-from lib.files import ROOT, fail, printable, whole_file, write_json
+from lib.files import ROOT, fail, write_json
 from lib.journal import Writer, numbered, open_journal, write_missing
+from lib.law import NO_ADVICE, describe, read_rules
 from lib.metrics import vocabulary
+from lib.output import MARK, check_output, check_size, labelled, metadata, write_table
 from lib.recipes import check_overrides, read_recipe
-from lib.sheets import text
 
 
 def positive(word: str) -> int:
@@ -71,8 +73,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--report", type=Path, help="a JSON file for the scores of one sample and of the best of N")
     options = parser.parse_intermixed_args()
     check_overrides(options.overrides, "api" if options.server else "train")
-    if options.output.suffix.lower() not in (".csv", ".jsonl"):
-        fail(f"{options.output}: OUTPUT must be a .csv or .jsonl file")
+    check_output(options.output)
+    # A bad file of words ends the run here, not after the ads were written.
+    read_rules()
     if options.output.is_dir() or options.output.resolve() == options.input.resolve():
         fail(f"{options.output} is {'a folder' if options.output.is_dir() else 'INPUT'}; name another file")
     return options
@@ -83,8 +86,9 @@ def read_products(options: argparse.Namespace, known: list[str]) -> Catalogue:
     keys = {key for product in known for key, _ in parse_attributes(product)}
     columns = [name.strip() for name in options.columns.replace("，", ",").split(",") if name.strip()]
     table = read_catalogue(options.input, keys, columns)
-    if taken := set(table.header) & set(added_columns(options.n)):
+    if taken := set(table.header) & set(added_columns(options)):
         fail(f"{options.input} has a column {', '.join(sorted(taken))}, which OUTPUT adds: rename or remove it")
+    check_size(options.output, table.header + added_columns(options), table.rows)
     print(table.note, flush=True)
     return table
 
@@ -110,41 +114,23 @@ def last_change(recipe: dict) -> float | None:
     return max((path.stat().st_mtime for path in folder.glob("*.safetensors")), default=None)
 
 
-def added_columns(n: int) -> list[str]:
+def added_columns(options: argparse.Namespace) -> list[str]:
     """The columns that OUTPUT adds to those of INPUT."""
-    return ["ad", "missing", "invented", *(f"runner_up_{place}" for place in range(1, n)), "reason"]
+    runners_up = [f"runner_up_{place}" for place in range(1, options.n)]
+    label = ["ai_label", *["AIGC"] * (options.output.suffix.lower() == ".jsonl")]
+    return ["ad", "missing", "invented", "risk", "basis", *runners_up, "reason", *label]
 
 
-def added_cells(ranked: list[Candidate], n: int, reason: str) -> list[str]:
+def added_cells(ranked: list[Candidate], columns: list[str], reason: str, label: str) -> list:
     """The cells of a row under those columns. ranked: the product's candidates, the best first; there may be none."""
-    ads = [candidate.ad for candidate in ranked] + [""] * (n - len(ranked))
-    missing, invented = (["、".join(ranked[0].missing), "、".join(ranked[0].invented)]) if ranked else ["", ""]
-    return [ads[0], missing, invented, *ads[1:], reason]
-
-
-def write_table(path: Path, header: list[str], rows: list[list]) -> None:
-    """Writes JSON lines, or CSV with the byte order mark by which Excel recognises UTF-8."""
-    with whole_file(path) as file:
-        if path.suffix.lower() == ".jsonl":
-            names = different(header)
-            for row in rows:
-                line = json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False)
-                file.write(printable(line) + "\n")
-        else:
-            file.write("\ufeff")
-            csv.writer(file).writerows([header, *(map(text, row) for row in rows)])
-
-
-def different(names: list[str]) -> list[str]:
-    """The names, numbered where one occurs again, because a JSON object holds each key only once."""
-    found, counts = {}, Counter()
-    for name in names:
-        label = name
-        while label in found:
-            counts[name] += 1
-            label = f"{name} ({counts[name] + 1})"
-        found[label] = None
-    return list(found)
+    cells = dict.fromkeys(columns, "") | {"reason": reason}
+    if ranked:
+        best, *others = ranked
+        risk, basis = describe(best.hits)
+        cells |= {"ad": labelled(best.ad), "missing": "、".join(best.missing), "invented": "、".join(best.invented)}
+        cells |= {"risk": risk, "basis": basis, "ai_label": label, "AIGC": metadata(best.ad)}
+        cells |= {f"runner_up_{place}": labelled(candidate.ad) for place, candidate in enumerate(others, 1)}
+    return [cells[name] for name in columns]
 
 
 def report(options: argparse.Namespace, settings: dict, products: list[str], systems: dict, values: dict) -> None:
@@ -165,17 +151,31 @@ def report(options: argparse.Namespace, settings: dict, products: list[str], sys
         fail(f"{options.report} cannot be written: {error.strerror}")
 
 
-def save(options: argparse.Namespace, table: Catalogue, ranked: list, reasons: list[str], journal: str) -> None:
-    """Writes OUTPUT. ranked: the candidates of each row, the best first. reasons: why a row has no ad, or empty."""
+def save(options: argparse.Namespace, table: Catalogue, ranked: list, reasons: list[str], about: dict) -> None:
+    """Writes OUTPUT. ranked: the candidates of each row, the best first. reasons: why a row has no ad, or empty.
+
+    about: what the workbook says of the run; its `model` stands in the label of each ad.
+    """
+    now, columns = datetime.now().astimezone().isoformat(" ", "minutes"), added_columns(options)
+    label = f"{MARK}（{about['model']}，{now}）"
     rows = [
-        [*row, *added_cells(candidates, options.n, reason)]
+        [*row, *added_cells(candidates, columns, reason, label)]
         for row, candidates, reason in zip(table.rows, ranked, reasons, strict=True)
     ]
+    levels = [{hit.level for hit in candidates[0].hits} for candidates in ranked if candidates]
+    counts = {
+        "rows": len(rows),
+        "rows with an ad": len(levels),
+        "ads with forbidden words": sum("ban" in found for found in levels),
+        "ads with words to be proved": sum("caution" in found and "ban" not in found for found in levels),
+    }
+    about = {"label": MARK, "written": now, **about, **counts, "note": NO_ADVICE}
     try:
-        write_table(options.output, [*table.header, *added_columns(options.n)], rows)
+        write_table(options.output, [*table.header, *columns], rows, about)
     except OSError as error:
-        fail(f"{options.output} cannot be written ({error.strerror}); the ads are in {journal}")
-    print(f"{options.output}: {sum(map(bool, ranked))} of {len(rows)} rows have an ad")
+        fail(f"{options.output} cannot be written ({error.strerror}); the ads are in {options.output}.journal")
+    print(f"{options.output}: {len(levels)} of {len(rows)} rows have an ad")
+    print(", ".join(f"{name}: {counts[name]}" for name in list(counts)[2:]) + f". {NO_ADVICE}")
 
 
 def main() -> None:
@@ -197,7 +197,9 @@ def main() -> None:
         for product, texts in zip(table.products, samples, strict=True)
     ]
     reasons = [problem or refused.get(key, "") for key, problem in zip(keys, table.problems, strict=True)]
-    save(options, table, ranked, reasons, journal.name)
+    about = {"model": settings["request"]["model"]}
+    about["settings"] = json.dumps({"n": options.n, **settings["request"]}, ensure_ascii=False)
+    save(options, table, ranked, reasons, about)
     if refused:
         print(f"{len(refused)} products were refused, see `reason`; the same command tries them again")
     else:

@@ -5,7 +5,7 @@
 The tuned model writes several ads for each of the first training rows, with sampling. Each ad is judged by its product:
 the share of attribute values missed, the share of values invented, features that the product does not imply, and bad
 form. Likeness to the row's own ad counts for an ad. The best and the worst ad of a row become a pair if they lie far
-enough apart.
+enough apart. An ad with words that the law or WORDS forbids (see scripts/lib/law.py) is never chosen.
 
 The pairs go to data/<model>_pairs.jsonl, and data/<model>_pairs_card.json counts them. Only training rows are used, so
 no dev product enters a pair. The ads are kept under saves/, and used again as long as nothing has changed that they
@@ -24,6 +24,7 @@ from lib.choices import Choices, hub_overrides, read_choices, rows_of, saves, tr
 from lib.features import learn
 from lib.files import ROOT, fail, sha256, whole_file, write_json
 from lib.journal import numbered, open_journal, write_missing
+from lib.law import has_ban, read_rules
 from lib.metrics import vocabulary
 from lib.predictions import read_data
 from lib.recipes import check_overrides, read_recipe
@@ -77,10 +78,11 @@ def make_pair(product: str, reference: str, ads: list[str], judge: Callable, mar
 
     judge: how bad an ad of a product is. The row's own ad draws the choice towards fluent copy: see `LIKENESS`.
     """
-    if not ads:
-        return None
     bad = {ad: judge(product, ad) - LIKENESS * likeness(ad, reference) for ad in ads}
-    best, worst = min(bad, key=bad.get), max(bad, key=bad.get)
+    lawful = [ad for ad in ads if not has_ban(product, ad)]
+    if not lawful:
+        return None
+    best, worst = min(lawful, key=bad.get), max(bad, key=bad.get)
     if bad[worst] - bad[best] < max(margin, 1e-9):
         return None
     return {"instruction": product, "chosen": best, "rejected": worst}
@@ -88,6 +90,7 @@ def make_pair(product: str, reference: str, ads: list[str], judge: Callable, mar
 
 def main() -> None:
     options, choices = read_options(), read_choices()
+    read_rules()
     os.chdir(ROOT)
     data = read_data(rows_of(choices, "train"))
     rows = list(zip(*data, strict=True))[: options.rows]

@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-import generate
+import openpyxl
 from corpus import (
     attempt,
     attributes,
@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lib.catalogue import Catalogue, read_catalogue
 from lib.files import printable, read_json_lines
+from lib.output import NOT_XML, guarded, write_table
 from lib.sheets import text
 
 KEYS = {"类型", "颜色", "材质"}
@@ -31,7 +32,7 @@ cells = (
     st.lists(st.lists(cells, min_size=3, max_size=4), max_size=6),
     st.sampled_from([",", ";", "\t"]),
     st.sampled_from(["utf-8", "utf-8-sig", "gb18030"]),
-    st.sampled_from([".csv", ".jsonl"]),
+    st.sampled_from([".csv", ".jsonl", ".xlsx"]),
 )
 def test_tables_hand_on_every_cell(rows, separator, encoding, suffix):
     header = ["货号", "类型", "颜色"]
@@ -57,21 +58,27 @@ def test_tables_hand_on_every_cell(rows, separator, encoding, suffix):
 
 def check_written(path: Path, table: Catalogue) -> None:
     """The table is the same when it was written and read again."""
-    generate.write_table(path, table.header, table.rows)
+    write_table(path, table.header, table.rows, {})
     # Lone surrogates are written as question marks, however deep they are nested.
     rows = json.loads(printable(json.dumps(table.rows, ensure_ascii=False))) if path.suffix == ".jsonl" else table.rows
     expected = [[text(cell) for cell in row] for row in rows]
     if path.suffix == ".jsonl":
         found = [list(map(text, row.values())) for row in read_json_lines(path)]
-    else:
+    elif path.suffix == ".csv":
         found = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))[1:]
+        expected = [list(map(guarded, row)) for row in expected]
+    else:
+        book = openpyxl.load_workbook(path)
+        assert {cell.data_type for row in book["ads"] for cell in row} <= {"s", "n"}
+        found = [[cell or "" for cell in row] for row in book["ads"].iter_rows(min_row=2, values_only=True)]
+        expected = [[NOT_XML.sub("�", cell) for cell in row] for row in expected]
     assert found == expected
 
 
 @given(
     st.lists(st.dictionaries(st.sampled_from(["类型", "颜色", "id"]) | texts, json_values | attributes), max_size=5),
     st.booleans(),
-    st.sampled_from([".csv", ".jsonl"]),
+    st.sampled_from([".csv", ".jsonl", ".xlsx"]),
 )
 def test_objects_hand_on_every_row(rows, escaped, suffix):
     with tempfile.TemporaryDirectory() as name:

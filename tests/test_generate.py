@@ -130,7 +130,7 @@ def test_errors_are_one_line(relay, tmp_path):
     for output, words in (
         (good, "is INPUT"),
         (tmp_path, "OUTPUT must be"),
-        (tmp_path / "x.xlsx", "OUTPUT must be"),
+        (tmp_path / "x.xls", "OUTPUT must be"),
         (good / "x.csv", "cannot be written"),
     ):
         assert words in one_error(good, output, "--server", relay.url)

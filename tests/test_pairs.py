@@ -61,6 +61,14 @@ def test_the_best_and_the_worst_become_a_pair():
     assert pairs.make_pair(DRESS, GOOD, [GOOD, GOOD], JUDGE, 0) is None
 
 
+def test_an_ad_with_forbidden_words_is_never_chosen():
+    banned = GOOD.replace("怎么搭配都好看", "你的最佳选择")
+    assert badness(DRESS, banned, VALUES) == 0
+    pair = pairs.make_pair(DRESS, banned, [banned, MISSES, GOOD[:20]], JUDGE, 0.15)
+    assert pair == {"instruction": DRESS, "chosen": MISSES, "rejected": GOOD[:20]}
+    assert pairs.make_pair(DRESS, banned, [banned, f"{banned[:30]}全网最低"], JUDGE, 0.15) is None
+
+
 def test_likeness_decides_between_equally_good_ads():
     other = GOOD.replace("温柔", "优雅")
     assert likeness(GOOD, GOOD) == 1 > likeness(other, GOOD) > likeness("别的文案", GOOD) == 0

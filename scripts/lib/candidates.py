@@ -9,6 +9,7 @@ from lib.features import Lexicon, unsupported
 from lib.files import ROOT, read_json_lines
 from lib.form import FLAWS, LOOP, flaws, repetition
 from lib.intervals import ci95, draw_rows, ratio
+from lib.law import Hit, find_hits
 
 # The usual length of an ad in characters. All ads of the sample have it, and all but a few of AdGen.
 SHORTEST, LONGEST = 30, 200
@@ -21,18 +22,25 @@ class Rank(NamedTuple):
 
     # Whether it is no ad, see `lib.form`.
     flawed: bool
+    # Whether it has words that the law forbids, see `lib.law`.
+    forbidden: bool
     missing: int
     # The share of the known values in the ad that the product does not have.
     invented: float
+    # The number of words that the law wants proved.
+    unproved: int
     unusual_length: bool
 
 
 class Candidate(NamedTuple):
-    """An ad, the attribute values that it misses and invents, its rank, and why it is no ad (empty: it is one)."""
+    """An ad, the attribute values that it misses and invents, its risky words, its rank (the lowest is the best), and
+    why it is no ad (empty: it is one).
+    """
 
     ad: str
     missing: list[str]
     invented: list[str]
+    hits: list[Hit]
     rank: Rank
     flaw: str = ""
 
@@ -45,13 +53,17 @@ def judge(product: str, ad: str, values: metrics.Values, cut: bool = False) -> C
     missing = list(dict.fromkeys(value for (_, value), hit in metrics.covered(product, ad).items() if not hit))
     found, invented = metrics.invented(product, ad, values)
     flaw = next((FLAWS[name] for name in flaws(product, ad, cut)), "")
+    hits = find_hits(product, ad)
+    levels = [hit.level for hit in hits]
     rank = Rank(
         flawed=bool(flaw),
+        forbidden="ban" in levels,
         missing=len(missing),
         invented=len(invented) / max(1, len(found)),
+        unproved=levels.count("caution"),
         unusual_length=not SHORTEST <= len(ad) <= LONGEST,
     )
-    return Candidate(ad, missing, sorted(invented), rank, flaw)
+    return Candidate(ad, missing, sorted(invented), hits, rank, flaw)
 
 
 def why_no_ad(candidates: list[Candidate]) -> str:

@@ -40,6 +40,8 @@ SCORES = {
     "unsupported": Score("unsupported features", 3, False),
     "length": Score("length", 3, None),
     "copied": Score("copied", 3, False),
+    "forbidden": Score("forbidden words", 3, False),
+    "unproved": Score("words to be proved", 3, False),
 }
 OVERLAP = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")
 # These six scores decide which model is best. The others only describe the ads.

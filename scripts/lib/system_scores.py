@@ -13,6 +13,7 @@ from lib import features, metrics
 from lib.attributes import parse_attributes
 from lib.form import repetition
 from lib.intervals import ci95, draw_rows, ratio
+from lib.law import find_hits
 from lib.metrics import Key
 from lib.predictions import Predictions, Rows
 from tqdm import tqdm
@@ -91,7 +92,8 @@ def row_ratios(contents, texts, references, overlaps, values, copies=None, lexic
     All lists have one entry for each row. `overlaps` holds the four overlap scores against the row's reference,
     `copies` whether the text is a copy of a training ad; `values` is a `metrics.vocabulary`, `lexicon` what `features`
     learnt from the training rows. Length is the number of characters over that of the reference; unsupported is the
-    number of features in a text that its product does not imply.
+    number of features in a text that its product does not imply. An ad has forbidden words, or only words to be proved:
+    see `lib.law`.
     """
     ones = np.ones(len(texts))
     columns = zip(metrics.OVERLAP, np.transpose(overlaps), strict=True)
@@ -105,6 +107,9 @@ def row_ratios(contents, texts, references, overlaps, values, copies=None, lexic
     if lexicon:
         rows = zip(contents, texts, strict=True)
         ratios["unsupported", ""] = np.stack([[len(features.unsupported(*row, lexicon)) for row in rows], ones], 1)
+    levels = [{hit.level for hit in find_hits(*pair)} for pair in zip(contents, texts, strict=True)]
+    ratios["forbidden", ""] = np.stack([["ban" in found for found in levels], ones], 1)
+    ratios["unproved", ""] = np.stack([[found == {"caution"} for found in levels], ones], 1)
     return ratios
 
 
