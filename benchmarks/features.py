@@ -16,6 +16,7 @@ Needs data/adgen_train.jsonl, from which the detector learns (`make data ARGS="-
 Writes results/gemma3_270m/features.json and .md.
 """
 
+import argparse
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -145,6 +146,8 @@ def format_results(results: dict) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     results = compute_results()
     write_results(MARKED.with_name("features.json"), results, format_results(results))
     print(format_results(results))
