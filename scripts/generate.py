@@ -40,7 +40,7 @@ from pathlib import Path
 
 from lib import batches, chat_client
 from lib.attributes import parse_attributes
-from lib.candidates import Candidate, compare, judge, known_products
+from lib.candidates import Candidate, compare, judge, known_products, why_no_ad
 from lib.catalogue import Catalogue, read_catalogue
 from lib.choices import read_choices, served_overrides
 from lib.files import ROOT, fail, write_json
@@ -49,6 +49,9 @@ from lib.law import NO_ADVICE, describe, read_rules
 from lib.metrics import vocabulary
 from lib.output import MARK, check_output, check_size, labelled, metadata, write_table
 from lib.recipes import check_overrides, read_recipe
+
+# What a workbook of ads tells of the run, by its names in a recipe or in a request to a server.
+TOLD = ("n", "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "max_tokens")
 
 
 def positive(word: str) -> int:
@@ -192,13 +195,18 @@ def main() -> None:
             Path(journal.name).unlink()
     values = vocabulary(known + table.products)
     samples = [ads[key][: options.n] if key[0] else [] for key in keys]
-    ranked = [
+    judged = [
         sorted((judge(product, ad, values) for ad in texts), key=lambda candidate: candidate.rank)
         for product, texts in zip(table.products, samples, strict=True)
     ]
-    reasons = [problem or refused.get(key, "") for key, problem in zip(keys, table.problems, strict=True)]
-    about = {"model": settings["request"]["model"]}
-    about["settings"] = json.dumps({"n": options.n, **settings["request"]}, ensure_ascii=False)
+    ranked = [[candidate for candidate in candidates if not candidate.flaw] for candidates in judged]
+    reasons = [
+        problem or refused.get(key) or why_no_ad(candidates)
+        for key, problem, candidates in zip(keys, table.problems, judged, strict=True)
+    ]
+    request = {"n": options.n, "model": read_choices().model, **settings["request"]}
+    about = {"model": request["model"]}
+    about["settings"] = json.dumps({name: request[name] for name in TOLD if name in request}, ensure_ascii=False)
     save(options, table, ranked, reasons, about)
     if refused:
         print(f"{len(refused)} products were refused, see `reason`; the same command tries them again")
