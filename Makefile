@@ -10,7 +10,8 @@ export RAW    ?=
 export GPUS     ?= 1
 export NNODES   ?= 1
 export STRATEGY ?=
-# FRESH=1 trains anew beside the old run, RESUME=1 resumes although the recipe changed, EXPORTED=1 serves the export.
+# FRESH=1 trains anew beside the old run, RESUME=1 goes on although recipe, base or prompt differ (or with more epochs),
+# EXPORTED=1 serves the export.
 export FRESH    ?=
 export RESUME   ?=
 export EXPORTED ?=
@@ -24,11 +25,14 @@ INPUT  ?= examples/products.csv
 OUTPUT ?= ads.csv
 N      ?= 4
 export SERVER ?=
+# WORDS: a file of words that you forbid beside the law. LABEL=1 marks each ad as written by AI.
+export WORDS ?=
+export LABEL ?=
 
 # The environment: .venv, made from requirements.lock, or the bin folder of your own (conda, container).
 BIN ?= .venv/bin
 PY  := $(BIN)/python
-# What `make bench` measures: training, serving or sizes.
+# What `make bench` measures: training, serving, sizes or features.
 BENCH ?= training
 
 SHELL := bash
@@ -67,10 +71,10 @@ pairs: setup ## make preference pairs from the tuned model's own ads, for METHOD
 desk: setup ## a page for copywriters, with the attributes marked: http://127.0.0.1:7860 (SERVER=<URL>)
 	@exec $(PY) scripts/desk.py $(ARGS)
 
-generate: setup ## write ads for a catalogue (INPUT=<csv, xlsx, jsonl> OUTPUT=<csv, jsonl> N=4 SERVER=<URL>)
+generate: setup ## write ads for a catalogue (INPUT=<csv, xlsx, jsonl> OUTPUT=<csv, xlsx, jsonl> N=4 SERVER=<URL>)
 	@exec $(PY) scripts/generate.py "$(INPUT)" "$(OUTPUT)" --n $(N) $(ARGS)
 
-bench: setup ## measure speed and memory (BENCH=training, serving or sizes; ARGS="sft_qlora --repeat 2")
+bench: setup ## measure speed and memory (BENCH=training, serving, sizes or features; ARGS="sft_qlora --repeat 2")
 	@PYTHONPATH=scripts exec $(PY) benchmarks/$(BENCH).py $(ARGS)
 
 test: setup ## run all tests

@@ -3,13 +3,16 @@
   MODEL=tiny DATA=sample python scripts/desk.py
 
 The page marks the attributes in each ad: green if the ad names it, grey if it does not, red if the ad names a known
-value that the product does not have. Ads are ranked by attributes named, then by values invented, then by length.
-scripts/generate.py writes the ads of a table.
+value that the product does not have. It marks words amber that the law or WORDS forbids or wants proved; this is no
+legal advice. scripts/generate.py ranks ads in the same way, and writes the ads of a table. LABEL=1 in the environment
+copies an ad with the mark 本广告由AI技术生成 at its end.
 
 MODEL, METHOD, DATA and EXPORTED in the environment choose the model, as for `make`. Without --server or SERVER, a
-server with that model is started, which ends with the page. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT are the page's
-address, by default http://127.0.0.1:7860. If other machines can reach the page, it asks for the user `desk` and the
-password API_KEY.
+server with that model is started, which ends with the page. It is stopped while the ads of a table are written, because
+a card may have no room for the model twice.
+
+GRADIO_SERVER_NAME and GRADIO_SERVER_PORT are the page's address, by default http://127.0.0.1:7860. If other machines
+can reach the page, it asks for the user `desk` and the password API_KEY.
 """
 
 import argparse
@@ -18,13 +21,14 @@ import html
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from lib.attributes import parse_attributes, tidy
@@ -32,15 +36,19 @@ from lib.candidates import judge, known_products
 from lib.chat_client import client_options, find_model, request_of
 from lib.choices import read_choices, served_overrides
 from lib.files import ROOT
+from lib.law import Hit, read_rules
 from lib.metrics import vocabulary
+from lib.output import labelled
 from lib.recipes import check_overrides, read_recipe
-from lib.servers import check_server, opened_by, own_server
+from lib.servers import OwnServer, check_server, opened_by, wait_until_up
 
 # Characters of an attribute string. AdGen's are all shorter.
 LONGEST = 500
 # How many values the page offers for a key of a type.
 OFFERED = 300
 SIGNS = {"covered": "✓", "missing": "缺", "invented": "多"}
+LEVELS_IN_WORDS = {"ban": "禁用词", "caution": "须有依据"}
+NOTE = "文案由 AI 生成，发布前请通读并标明。黄色的词法律禁用或须有依据，点一下看条款；这只是提示，不是法律意见。"
 
 
 def known_values(products: list[str]) -> dict[str, dict[str, list[str]]]:
@@ -64,15 +72,29 @@ def show(product: str, ad: str, values: dict, whole: bool = False) -> str:
     found = judge(product, ad, values)
     kinds = {value: "covered" for _, value in parse_attributes(product)}
     kinds |= dict.fromkeys(found.missing, "missing") | dict.fromkeys(found.invented, "invented")
-    marked = sorted((value for value in kinds if value in ad), key=len, reverse=True)
-    pieces = re.split(f"({'|'.join(map(re.escape, marked))})", ad) if marked else [ad]
-    text = "".join(
-        f'<mark class="{kinds[piece]}">{html.escape(piece)}</mark>' if piece in kinds else html.escape(piece)
-        for piece in pieces
-    )
     spans = [f'<span class="{kind}">{SIGNS[kind]} {html.escape(value)}</span>' for value, kind in kinds.items()]
-    copy = f'<button data-ad="{html.escape(ad)}" onclick="copyAd(this)">复制</button>' if whole else ""
-    return f'<div class="ad">{copy}<p>{text or "…"}</p>{"".join(spans)}</div>'
+    copy = f'<button data-ad="{html.escape(labelled(ad))}" onclick="copyAd(this)">复制</button>' if whole else ""
+    return f'<div class="ad">{copy}<p>{mark(ad, kinds, found.hits) or "…"}</p>{"".join(spans)}</div>'
+
+
+def mark(ad: str, kinds: dict[str, str], hits: list[Hit]) -> str:
+    """An ad as HTML with its values and risky words marked. kinds: value → class. Of hits within hits, the outer shows.
+
+    A risky word shows its level and its legal basis under the pointer or the finger, see desk.html.
+    """
+    # What each character belongs to: where its mark begins, and what is written in that mark.
+    marks = [(-1, "")] * len(ad)
+    values = sorted((value for value in kinds if value in ad), key=len, reverse=True)
+    for match in re.finditer("|".join(map(re.escape, values)), ad) if values else []:
+        marks[slice(*match.span())] = [(match.start(), f'class="{kinds[match[0]]}"')] * len(match[0])
+    for hit in reversed(hits):
+        basis = html.escape(f"{LEVELS_IN_WORDS[hit.level]}：{hit.basis}")
+        marks[hit.start : hit.end] = [(hit.start, f'class="risk" tabindex="0" data-basis="{basis}"')] * len(hit.words)
+    text = ""
+    for (_, words), run in groupby(zip(marks, ad, strict=True), key=lambda pair: pair[0]):
+        piece = html.escape("".join(character for _, character in run))
+        text += f"<mark {words}>{piece}</mark>" if words else piece
+    return text
 
 
 async def stream(client, body: dict, ads: list[str], number: int) -> None:
@@ -99,6 +121,9 @@ async def write(server: str, request: dict, values: dict, content: str, count: i
             while (await asyncio.wait(tasks, timeout=0.1))[1]:
                 yield "".join(show(product, ad, values) for ad in ads)
             await asyncio.gather(*tasks)
+        except httpx.ConnectError:
+            said = "现在连不上模型：可能正在写一张商品表，或正在重新载入，请稍后再试"
+            raise gr.Error(said, print_exception=False) from None
         except (httpx.HTTPError, ValueError, LookupError) as error:
             raise gr.Error(f"服务器没有写完：{error or type(error).__name__}", print_exception=False) from None
         finally:
@@ -108,12 +133,19 @@ async def write(server: str, request: dict, values: dict, content: str, count: i
     yield "".join(show(product, ad, values, whole=True) for ad in best)
 
 
-async def write_table(command: list, overrides: list[str], path: str | None, count: int) -> AsyncIterator[tuple]:
-    """Yields what generate.py prints while it writes the ads of a table; at the end also the file with the ads."""
+async def write_table(
+    command: list, overrides: list[str], own: OwnServer | None, path: str | None, count: int
+) -> AsyncIterator[tuple]:
+    """Yields what generate.py prints while it writes the ads of a table; at the end also the file with the ads.
+
+    own: the server that is stopped meanwhile.
+    """
     import gradio as gr
 
     if not path:
         raise gr.Error("请先选择商品表", print_exception=False)
+    if own:
+        await asyncio.to_thread(own.stop)
     printed, pipes = b"", {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, f"{Path(path).stem}_ads.csv")
@@ -122,22 +154,27 @@ async def write_table(command: list, overrides: list[str], path: str | None, cou
         try:
             while piece := await process.stdout.read(4096):
                 printed += piece
-                yield printed.decode("utf-8", "replace").strip().split("\r")[-1], gr.File(visible=False)
+                # The first lines stay; of the progress bar, its last state.
+                yield re.sub(".*\r", "", printed.decode("utf-8", "replace")).strip(), gr.File(visible=False)
             await process.wait()
         finally:
             if process.returncode is None:
-                process.terminate()
+                process.send_signal(signal.SIGINT)
+                await process.wait()
+            if own:
+                own.start()
         text = re.sub(".*\r", "", printed.decode("utf-8", "replace")).replace(f"{folder}/", "").strip()
         yield text, gr.File(str(output), visible=True) if output.exists() else None
 
 
-def build(server: str, request: dict, overrides: list[str]):
-    """The page as Gradio blocks. request: what all requests to the server have in common."""
+def build(server: str, request: dict, overrides: list[str], own: OwnServer | None):
+    """The page as Gradio blocks. request: what all requests to the server have in common. own: the server, if ours."""
     import gradio as gr
 
     products = known_products()
     values, known = vocabulary(products), known_values(products)
-    command = [sys.executable, ROOT / "scripts/generate.py", "--server", server, "--model", request["model"]]
+    command = [sys.executable, ROOT / "scripts/generate.py"]
+    command += [] if own else ["--server", server, "--model", request["model"]]
 
     def keys_of(kind: str) -> dict[str, list[str]]:
         return known.get(kind, known[""])
@@ -153,7 +190,7 @@ def build(server: str, request: dict, overrides: list[str]):
 
     theme, head = gr.themes.Default(font=["system-ui", "sans-serif"]), ROOT / "scripts/desk.html"
     with gr.Blocks(title="文案台", theme=theme, head_paths=head, analytics_enabled=False) as page:
-        gr.Markdown("# 文案台")
+        gr.Markdown(f"# 文案台\n{NOTE}")
         count = gr.Slider(1, 8, value=4, step=1, label="每个商品写几条")
         with gr.Tab("一个商品"):
             kind = gr.Dropdown(list(known[""]["类型"]), value=None, label="类型", allow_custom_value=True)
@@ -164,13 +201,17 @@ def build(server: str, request: dict, overrides: list[str]):
             start, cards = gr.Button("写文案", variant="primary"), gr.HTML()
         with gr.Tab("一张商品表"):
             upload = gr.File(label="商品表（CSV、XLSX、JSONL）", file_types=[".csv", ".xlsx", ".jsonl"])
+            if own:
+                gr.Markdown("写整张表时，“一个商品”页要停下来等它写完；表写完后模型会重新载入。")
             start_table = gr.Button("写整张表", variant="primary")
             said, download = gr.Textbox(label="进度", lines=4), gr.File(label="下载文案", visible=False)
         kind.input(choose_kind, [kind, content], [content, key, value])
         key.input(lambda *chosen: gr.Dropdown(keys_of(chosen[0]).get(chosen[1], []), value=None), [kind, key], value)
         value.input(choose_value, [content, key, value], [content, value])
         start.click(partial(write, server, request, values), [content, count], cards)
-        start_table.click(partial(write_table, command, overrides), [upload, count], [said, download])
+        # Of our own tables, one at a time: each takes the whole card.
+        table = partial(write_table, command, overrides, own)
+        start_table.click(table, [upload, count], [said, download], concurrency_limit=1 if own else "default")
     return page.queue(default_concurrency_limit=8)
 
 
@@ -182,17 +223,26 @@ def main() -> None:
     parser.add_argument("--model", help="the server's name for the model (default: its only model)")
     options = parser.parse_intermixed_args()
     choices, overrides = read_choices(), check_overrides(options.overrides, "api")
+    read_rules()
     recipe = read_recipe(ROOT / choices.recipe("chat"), [*served_overrides(choices), *overrides])
     host, port = check_server("desk")
     login = ("desk", os.environ["API_KEY"]) if opened_by("desk") else None
     # Gradio 5 warns of changes in Gradio 6.
     warnings.simplefilter("ignore", DeprecationWarning)
-    try:
-        with nullcontext(options.server) if options.server else own_server(overrides) as server:
-            page = build(server, request_of(recipe, options.model or find_model(server)), overrides)
+    with tempfile.TemporaryFile() as log:
+        own = None if options.server else OwnServer(overrides, log)
+        try:
+            if own:
+                print("Starting a server for this page", file=sys.stderr)
+                wait_until_up(own.process, own.url, log)
+            server = own.url if own else options.server
+            page = build(server, request_of(recipe, options.model or find_model(server)), overrides, own)
             page.launch(server_name=host, server_port=port, auth=login, show_api=False, max_file_size="20mb")
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        finally:
+            if own:
+                own.stop()
 
 
 if __name__ == "__main__":

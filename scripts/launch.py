@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lib.adapters import check_named
 from lib.cards import check_cards, check_variables, predict_environment, share_overrides, train_environment
 from lib.checks import Unmade, list_checks, run_checks
 from lib.choices import (
@@ -24,6 +25,7 @@ from lib.choices import (
     hub_overrides,
     merged,
     predictions,
+    prompt_overrides,
     read_choices,
     rows_of,
     served_overrides,
@@ -93,6 +95,16 @@ def make_stand_in(choices: Choices) -> None:
     run_training(recipe, [], train_environment(choices))
 
 
+def take_base(choices: Choices, options: argparse.Namespace) -> Choices:
+    """The choices with the base model that the overrides name: it lies below the fine-tuned model, not in its place."""
+    named = [word for word in options.words if word.startswith("model_name_or_path=")]
+    options.words = [word for word in options.words if word not in named]
+    if named:
+        choices = choices._replace(base=named[-1].partition("=")[2])
+        check_named(trained(fine_tuned(choices)), choices.base)
+    return choices
+
+
 def check_call(command: list[str]) -> None:
     """Runs one of our programs; ends this one with the same exit status if it fails."""
     if status := subprocess.run(command).returncode:
@@ -154,7 +166,7 @@ def evaluate(choices: Choices, options: argparse.Namespace) -> None:
     """Writes ads for the dev rows with the base model and the tuned model, and scores both."""
     base_folder, tuned_folder = predictions(choices)
     dev = rows_of(choices, "dev")
-    words = [f"eval_dataset={choices.data}_dev", *hub_overrides(choices)]
+    words = [f"eval_dataset={choices.data}_dev", *hub_overrides(choices), *prompt_overrides(choices)]
     environment = WRITING | predict_environment(choices)
     base_words = [*words, f"output_dir={base_folder}", *options.words]
     tuned_words = [*words, *tuned_overrides(choices), f"output_dir={tuned_folder}", *options.words]
@@ -189,18 +201,24 @@ def evaluate(choices: Choices, options: argparse.Namespace) -> None:
 
 
 def export(choices: Choices, options: argparse.Namespace) -> None:
-    """Merges the adapter into its base model."""
+    """Merges the adapter into its base model, and writes its model card."""
     words = [*tuned_overrides(choices), *options.words]
     if options.dry_run:
         return show_plan("export", choices.recipe("export"), words, {})
-    write_export(choices, words)
+    write_export(choices, words, with_card=True)
 
 
-def write_export(choices: Choices, words: list[str]) -> None:
+def write_export(choices: Choices, words: list[str], with_card: bool = False) -> None:
     """Looks whether an export can work, and writes it."""
     recipe = choices.recipe("export")
-    look(choices, "export", recipe, read_recipe(recipe, words))
-    run_export(recipe, words)
+    settings = read_recipe(recipe, words)
+    look(choices, "export", recipe, settings)
+    card = ""
+    if with_card:
+        from lib.model_card import model_card
+
+        card = model_card(choices, settings)
+    run_export(recipe, words, card)
 
 
 def chat(choices: Choices, options: argparse.Namespace) -> None:
@@ -271,6 +289,8 @@ def main() -> None:
         os.environ.setdefault(name, value)
     choices = read_choices()
     options.words = check_overrides(options.words + others, options.verb if options.verb in OTHERS else "train")
+    if choices.method in PREFERENCE:
+        choices = take_base(choices, options)
     VERBS[options.verb](choices, options)
 
 

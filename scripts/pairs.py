@@ -3,30 +3,39 @@
   MODEL=gemma3_270m METHOD=lora python scripts/pairs.py --rows 2400 --samples 6
 
 The tuned model writes several ads for each of the first training rows, with sampling. Each ad is judged by its product:
-the share of attribute values missed, the share of values invented, and bad form. The best and the worst ad of a row
-become a pair if they lie far enough apart. Among equally good ads, the one most like the row's own ad is chosen.
+the share of attribute values missed, the share of values invented, features that the product does not imply, and bad
+form. Likeness to the row's own ad counts for an ad. The best and the worst ad of a row become a pair if they lie far
+enough apart. An ad with words that the law or WORDS forbids (see scripts/lib/law.py) is never chosen.
 
 The pairs go to data/<model>_pairs.jsonl, and data/<model>_pairs_card.json counts them. Only training rows are used, so
-no dev product enters a pair. Ads that were written before are used again, as long as nothing has changed that they
+no dev product enters a pair. The ads are kept under saves/, and used again as long as nothing has changed that they
 depend on: the same command continues after a kill.
 """
 
 import argparse
 import json
 import os
-import shutil
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 
+from lib.batches import BATCH, work_folder, write_ads
 from lib.candidates import badness, likeness
-from lib.choices import Choices, read_choices, rows_of, saves, trained
-from lib.files import ROOT, fail, read_json_lines, sha256, whole_file, write_json
-from lib.metrics import Values, vocabulary
+from lib.choices import Choices, hub_overrides, read_choices, rows_of, saves, trained, tuned_overrides
+from lib.features import learn
+from lib.files import ROOT, fail, sha256, whole_file, write_json
+from lib.journal import numbered, open_journal, write_missing
+from lib.law import has_ban, read_rules
+from lib.metrics import vocabulary
 from lib.predictions import read_data
-from lib.recipes import check_overrides
+from lib.recipes import check_overrides, read_recipe
 
+# Keys of the predict recipe that no override may change.
+OWN = ("eval_dataset", "max_samples", "seed", "output_dir")
 # How the ads are sampled: more widely than ads for a shop, so that a row's best and worst ad differ.
 SAMPLING = ["do_sample=true", "temperature=1.0", "top_p=1.0", "top_k=50"]
+# How much likeness to the row's own ad (0 to 1) weighs beside the shares of values missed and invented. The ads of one
+# row differ in it by about 0.1, so it decides between ads that keep to the product equally well.
+LIKENESS = 1.0
 
 
 def read_options() -> argparse.Namespace:
@@ -44,50 +53,51 @@ def read_options() -> argparse.Namespace:
     if options.rows < 1 or options.samples < 2 or options.margin < 0:
         parser.error("--rows is at least 1, --samples at least 2, --margin at least 0")
     options.words = check_overrides(options.words, "train")
+    if taken := [word for word in options.words if word.split("=")[0] in OWN]:
+        fail(f"{taken[0]}: this program sets {', '.join(OWN)} itself, for only training rows become pairs")
     return options
 
 
-def write_sample(choices: Choices, options: argparse.Namespace, seed: int) -> list[str]:
-    """One ad of the tuned model for each row; written ads are used again if nothing has changed."""
-    folder = saves(choices) / "samples" / f"{trained(choices).name}_{seed}"
-    words = [f"eval_dataset={choices.data}_train", f"max_samples={options.rows}", *SAMPLING, f"seed={seed}"]
-    words += [f"output_dir={folder}", *options.words]
+def write_samples(choices: Choices, options: argparse.Namespace, products: list[str]) -> list[list[str]]:
+    """Some ads of the tuned model for each product. Ads that are there from an earlier run are used again."""
+    words = [*hub_overrides(choices), *tuned_overrides(choices), *SAMPLING, *options.words]
     weights = sorted(trained(choices).glob("*.safetensors"))
-    known = [rows_of(choices, "train"), choices.recipe("predict"), *weights]
-    inputs = " ".join([*words, *(sha256(path) for path in known)])
-    noted, ads = folder / "inputs.txt", folder / "generated_predictions.jsonl"
-    if not (noted.exists() and ads.exists() and noted.read_text(encoding="utf-8") == inputs):
-        shutil.rmtree(folder, ignore_errors=True)
-        print(f"Ads {seed} of {options.samples}", file=sys.stderr, flush=True)
-        if status := subprocess.run([sys.executable, "scripts/launch.py", "predict", *words]).returncode:
-            raise SystemExit(status)
-        with whole_file(noted) as file:
-            file.write(inputs)
-    return [row["predict"] for row in read_json_lines(ads)]
+    settings = read_recipe(choices.recipe("predict"), words) | {
+        BATCH: None,
+        "weights": [sha256(path) for path in weights],
+    }
+    folder = work_folder(settings)
+    journal, ads = open_journal(saves(choices) / "samples" / f"{folder.name}.jsonl", settings)
+    keys = numbered(products)
+    write_missing(partial(write_ads, words, folder), journal, ads, keys, options.samples)
+    return [ads[key][: options.samples] for key in keys]
 
 
-def make_pair(product: str, reference: str, ads: list[str], values: Values, options: argparse.Namespace) -> dict | None:
-    """The row of the pairs' file for one product; None if its ads do not lie far enough apart."""
-    judged = sorted(set(ads), key=lambda ad: (badness(product, ad, values, options.half), -likeness(ad, reference)))
-    best, worst = judged[0], judged[-1]
-    gap = badness(product, worst, values, options.half) - badness(product, best, values, options.half)
-    if gap < max(options.margin, 1e-9):
+def make_pair(product: str, reference: str, ads: list[str], judge: Callable, margin: float) -> dict | None:
+    """The row of the pairs' file for one product; None if its ads do not lie far enough apart.
+
+    judge: how bad an ad of a product is. The row's own ad draws the choice towards fluent copy: see `LIKENESS`.
+    """
+    bad = {ad: judge(product, ad) - LIKENESS * likeness(ad, reference) for ad in ads}
+    lawful = [ad for ad in ads if not has_ban(product, ad)]
+    if not lawful:
+        return None
+    best, worst = min(lawful, key=bad.get), max(bad, key=bad.get)
+    if bad[worst] - bad[best] < max(margin, 1e-9):
         return None
     return {"instruction": product, "chosen": best, "rejected": worst}
 
 
 def main() -> None:
     options, choices = read_options(), read_choices()
+    read_rules()
     os.chdir(ROOT)
-    samples = [write_sample(choices, options, seed) for seed in range(1, options.samples + 1)]
     data = read_data(rows_of(choices, "train"))
     rows = list(zip(*data, strict=True))[: options.rows]
-    if len({len(rows), *map(len, samples)}) != 1:
-        fail(
-            f"{len(rows)} rows and {', '.join(str(len(ads)) for ads in samples)} ads: were the rows changed meanwhile?"
-        )
-    values = vocabulary([content for content, _ in rows])
-    pairs = [make_pair(*row, ads, values, options) for row, *ads in zip(rows, *samples, strict=True)]
+    samples = write_samples(choices, options, [content for content, _ in rows])
+    judge = partial(badness, values=vocabulary(data.contents), lexicon=learn(*data))
+    seen = partial(judge, half=options.half)
+    pairs = [make_pair(*row, ads, seen, options.margin) for row, ads in zip(rows, samples, strict=True)]
     kept = [pair for pair in pairs if pair]
     if not kept:
         fail("no two ads of a row lie far enough apart; a smaller --margin or more --samples may help")
@@ -95,11 +105,11 @@ def main() -> None:
     with whole_file(path) as file:
         file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in kept)
     mean = {
-        name: sum(badness(pair["instruction"], pair[name], values) for pair in kept) / len(kept)
+        name: sum(judge(pair["instruction"], pair[name]) for pair in kept) / len(kept)
         for name in ("chosen", "rejected")
     }
     card = {
-        "model": choices.model, "method": choices.method, "rows": len(rows), "samples": options.samples,
+        "model": choices.model, "run": trained(choices).name, "rows": len(rows), "samples": options.samples,
         "margin": options.margin, "judge sees half of the values": options.half, "pairs": len(kept),
         "mean badness": {name: round(value, 4) for name, value in mean.items()},
         "sha256": sha256(path),

@@ -120,6 +120,15 @@ def mutated(draw, data: bytes) -> bytes:
     return data[: draw(st.none() | st.integers(0, len(data)))]
 
 
+@st.composite
+def decorated(draw, keys: list[str]) -> tuple[str, str]:
+    """A heading as forms write it, with marks, units, spaces and line breaks around a key; and the key."""
+    key, spaces = draw(st.sampled_from(keys)), st.sampled_from(["", " ", "\u3000", "\n", "\u200b"])
+    before = draw(st.sampled_from(["", "*", "＊", "#", "★", "1.", "【必填】", "商品", "产品", "必填:", "\ufeff"]))
+    after = draw(st.sampled_from(["", "*", "（必填）", "(cm)", "[可多选]", "※", "：", "1", "(required)", "【选填】"]))
+    return draw(spaces) + before + draw(spaces).join(key) + draw(spaces) + after + draw(spaces), key
+
+
 # --- archives ---
 
 BLOCK = 16 * MIB

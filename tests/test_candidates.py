@@ -10,12 +10,13 @@ from lib.system_scores import score_systems
 PRODUCT = "类型#裙*颜色#白色*材质#雪纺"
 VALUES = vocabulary([PRODUCT, "类型#裙*颜色#黑色*图案#碎花"])
 FULL = "这条裙子选用雪纺面料，白色清爽百搭，穿上它走路带风，怎么搭都好看，出门不用再纠结。"
-INVENTING, SHORT, HALF = f"{FULL}碎花浪漫。", "裙，白色，雪纺。", FULL.replace("雪纺", "轻薄")
+INVENTING, SHORT, HALF = f"{FULL}碎花浪漫。", "白色的雪纺裙，清爽。", FULL.replace("雪纺", "轻薄")
 
 
-def test_ranked_by_values_named_then_by_values_invented_then_by_length():
-    ranked = sorted((HALF, SHORT, INVENTING, FULL), key=lambda ad: judge(PRODUCT, ad, VALUES).rank)
-    assert ranked == [FULL, SHORT, INVENTING, HALF]
+def test_ranked_by_bans_then_values_named_then_values_invented_then_cautions_then_length():
+    banned, doubtful = f"{FULL}你的最佳选择。", f"{FULL}限量的独家款。"
+    ranked = sorted((banned, HALF, SHORT, INVENTING, doubtful, FULL), key=lambda ad: judge(PRODUCT, ad, VALUES).rank)
+    assert ranked == [FULL, SHORT, doubtful, INVENTING, HALF, banned]
     assert judge(PRODUCT, INVENTING, VALUES)[1:3] == ([], ["碎花"])
     assert judge(PRODUCT, HALF, VALUES)[1:3] == (["雪纺"], [])
     # A value that stands twice in the attribute string is missed once.

@@ -4,10 +4,12 @@ import codecs
 import csv
 import io
 
+import desk as desk_program
 import httpx
 import pytest
 from common import KEY
 from lib.files import ROOT
+from lib.metrics import vocabulary
 from served import DESKTOP, PHONE, choose, field, needs_browser, serve, watch
 
 CONTENT = "属性串（可以直接粘贴）"
@@ -15,7 +17,7 @@ CARDS = """cards => cards.map(card => {
     const words = (selector, start) => [...card.querySelectorAll(selector)].map(e => e.innerText.slice(start));
     return {ad: card.querySelector('p').innerText, copy: card.querySelector('button').dataset.ad,
         covered: words('span.covered', 2), missing: words('span.missing', 2),
-        invented: words('span.invented', 2), marks: words('mark', 0)} })"""
+        invented: words('span.invented', 2), marks: words('mark:not(.risk)', 0)} })"""
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,25 @@ def test_ads_are_written_and_their_attributes_marked(open_page):
     content.fill("")
     content.press("Control+v")
     wait_for_value(page, cards[0]["ad"])
+
+
+@needs_browser
+@pytest.mark.parametrize("page", [DESKTOP, PHONE], ids=["desktop", "phone"], indirect=True)
+def test_risky_words_are_amber_and_show_the_law(page):
+    """A finger has no pointer: a tap focuses the word, and the law stands at the foot of the window."""
+    product, ad = "类型#裙*颜色#白色", "白色的最佳连衣裙，<b>限量，最 佳。"
+    head = (ROOT / "scripts/desk.html").read_text(encoding="utf-8")
+    page.set_content(head + desk_program.show(product, ad, vocabulary([product]), whole=True))
+    marks = page.locator("mark").evaluate_all("marks => marks.map(mark => [mark.className, mark.innerText])")
+    assert marks == [["covered", "白色"], ["risk", "最佳"], ["covered", "裙"], ["risk", "限量"], ["risk", "最 佳"]]
+    assert page.locator(".ad p").inner_text() == ad and page.locator("button").get_attribute("data-ad") == ad
+    style = "getComputedStyle(document.querySelector('.risk'){})"
+    assert page.evaluate(style.format("") + ".backgroundColor") == "rgb(252, 211, 77)"
+    law = style.format(", '::after'")
+    assert page.evaluate(f"{law}.content") == "none"
+    page.locator(".risk").first.focus()
+    assert page.evaluate(f"{law}.content").startswith('"禁用词：《广告法》第9条第3项')
+    assert page.evaluate(f"parseFloat({law}.width) < innerWidth")
 
 
 def wait_for_value(page, words: str) -> None:

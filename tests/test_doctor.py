@@ -26,6 +26,9 @@ def project(copy_project):
         write_weights(model / f"{name}.safetensors")
         for file in ("config.json", "adapter_config.json", "tokenizer.json"):
             (model / file).write_text("{}")
+    (base / "chat_template.jinja").write_text("{% for one in messages %}<{{ one.role }}>{{ one.content }}{% endfor %}")
+    lora = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "base"}
+    (adapter / "adapter_config.json").write_text(json.dumps(lora))
     card = {}
     for split in ("train", "val", "dev"):
         path = folder / f"data/adgen_{split}.jsonl"
@@ -64,10 +67,10 @@ def look(make, project, tmp_path):
 def test_all_is_well(look, make, project):
     lines = look("METHOD=lora")
     assert {status for status, _ in lines.values()} == {"ok"}, lines
-    assert set(lines) == {"packages", "gpu", "data", "output", "base", "disk", "export"}
+    assert set(lines) == {"packages", "gpu", "data", "output", "base", "template", "disk", "export"}
     assert "NVIDIA H300" in lines["gpu"][1] and f"took {max(PEAKS):.1f}" in lines["gpu"][1]
     result = make(project, "doctor", "MODEL=tiny", "DATA=sample")
-    assert result.returncode == 0 and result.stdout.count("\n") == 8
+    assert result.returncode == 0 and result.stdout.count("\n") == 9
     assert "make base MODEL=tiny" in result.stdout and "\nwarning  base" in result.stdout
 
 
@@ -174,3 +177,49 @@ def test_export_into_a_folder_of_something_else(make, project, tmp_path):
     result = make(project, "export", f"ARGS=model_name_or_path={project}/saves/base export_dir={tmp_path}")
     assert result.returncode != 0 and "export_dir=<folder>" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '{"_attn_implementation_internal": "a/b"}'),
+        ("config.json", '{"text_config": {"_attn_implementation_internal": "a/b"}}'),
+        ("config.json", '{"layers": [{"_attn_implementation_internal": "a/b"}]}'),
+        ("config.json", '{"\\u005fattn_implementation_internal": "a/b"}'),
+        # transformers takes it instead of config.json, if that names it.
+        ("config.4.0.0.json", '{"_attn_implementation_internal": "a/b"}'),
+    ],
+)
+def test_base_model_whose_config_runs_code(look, make, project, name, text):
+    path = project / "saves/base" / name
+    try:
+        path.write_text(text)
+        status, said = look()["base"]
+        assert status == "wrong" and "CVE-2026-4372" in said and name in said
+        result = make(project, "export", f"ARGS=model_name_or_path={project}/saves/base")
+        assert result.returncode != 0 and "CVE-2026-4372" in result.stderr
+    finally:
+        path.unlink()
+        (project / "saves/base/config.json").write_text("{}")
+
+
+def test_cached_base_model_whose_config_runs_code(make, project, tmp_path):
+    model = tmp_path / "models--another--model"
+    (model / "snapshots/0a").mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs/main").write_text("0a")
+    (model / "snapshots/0a/config.json").write_text('{"_attn_implementation_internal": "a/b"}')
+    words = "ARGS=model_name_or_path=another/model adapter_name_or_path=null"
+    result = make(project, "export", words, HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert result.returncode != 0 and "CVE-2026-4372" in result.stderr and "snapshots/0a" in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["doctor", "train", "export", "chat", "api", "webchat", "webui"])
+def test_kernels_beside_this_transformers(make, project, tmp_path, verb):
+    (tmp_path / "kernels-0.10.0.dist-info").mkdir()
+    (tmp_path / "kernels-0.10.0.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: kernels\nVersion: 0.10.0\n"
+    )
+    result = make(project, verb, "MODEL=tiny", "DATA=sample", PYTHONPATH=str(tmp_path))
+    assert result.returncode != 0 and "CVE-2026-4372" in result.stdout + result.stderr
+    assert "pip uninstall kernels" in result.stdout + result.stderr

@@ -40,17 +40,18 @@ def test_before_training(make, with_rows, verb, tmp_path):
 
 
 def test_base_model_that_cannot_be_reached(make, clone):
-    line = one_error(make(clone, "export", HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(clone / "none")))
+    words = ("export", "ARGS=adapter_name_or_path=null")
+    line = one_error(make(clone, *words, HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(clone / "none")))
     assert "meta-llama/Meta-Llama-3-8B-Instruct" in line and "model_name_or_path=" in line
-    line = one_error(make(clone, "export", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_CACHE=str(clone / "none")))
+    line = one_error(make(clone, *words, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_CACHE=str(clone / "none")))
     assert "http://127.0.0.1:9" in line and "network" in line
 
 
 def test_base_model_folder_that_is_not_whole(make, clone, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    line = one_error(make(clone, "export", f"ARGS=model_name_or_path={tmp_path}"))
+    line = one_error(make(clone, "export", f"ARGS=model_name_or_path={tmp_path} adapter_name_or_path=null"))
     assert str(tmp_path) in line and "safetensors" in line
-    line = one_error(make(clone, "export", "ARGS=model_name_or_path=./nowhere"))
+    line = one_error(make(clone, "export", "ARGS=model_name_or_path=./nowhere adapter_name_or_path=null"))
     assert "./nowhere" in line
 
 

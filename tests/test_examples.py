@@ -1,12 +1,14 @@
 """What stands in examples/ does what it says."""
 
+import csv
+import json
 import os
 import re
 import subprocess
 import sys
 
 import pytest
-from common import KEY
+from common import BIN, KEY, copy_demo
 from lib.attributes import parse_attributes
 from lib.catalogue import read_catalogue
 from lib.files import ROOT, read_json_lines
@@ -51,6 +53,27 @@ def test_products_are_of_three_kinds_that_the_sample_knows():
     # Products of our own: none is in the data.
     assert not set(table.products) & set(rows)
     assert [name for name in table.header if name not in table.columns] == ["SKU", "名称", "价格"]
+
+
+def test_the_notebook_runs(demo, tmp_path):
+    """Its cells in order, with the variables of the tiny model instead of Gemma's."""
+    folder = copy_demo(demo[0], tmp_path)
+    notebook = json.loads((folder / "examples/gemma3_270m.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    variables = dict(re.findall(r"^%env (\w+)=(.*)$", cells[0], re.MULTILINE))
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.json").write_bytes((ROOT / f"data/sample/{split}.jsonl").read_bytes())
+    tiny = {"MODEL": "tiny", "METHOD": "qlora", "DATA": "sample", "PRECISION": "", "ROWS": "64", "FRESH": "1"}
+    assert set(tiny) - {"FRESH"} == set(variables)
+    environment = os.environ | variables | tiny | {"RAW": str(tmp_path), "BIN": str(BIN)}
+    for cell in cells[1:]:
+        magic, _, commands = cell.partition("\n")
+        assert magic == "%%bash"
+        result = subprocess.run(["bash", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    assert (folder / "results/notebook/eval.png").exists()
+    with (folder / "ads.csv").open(encoding="utf-8-sig", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 12
 
 
 @pytest.mark.parametrize("name", ["ollama.md", "vllm.md"])

@@ -58,6 +58,12 @@ def faithfulness_figures() -> list[str]:
         values = [rows[f"dpo-{seed}"][score]["value"] for seed in (1, 2, 3)]
         digits = DIGITS.get(score, 3)
         found.append(f"{label or score} {min(values):.{digits}f}–{max(values):.{digits}f}")
+    features = results("gemma3_270m/features.json")
+    for name, row in features["agreement"].items():
+        if name != "held-out, all":
+            found.append(f"| {row['marks']} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} |")
+    models = [scores for models in features["models"].values() for scores in models.values()]
+    found += ["| " + " | ".join(f"{value:.3f}" for value in scores.values()) + " |" for scores in models]
     return [*found, f"torch {results('gemma3_270m/seconds.json')['torch']}"]
 
 

@@ -27,6 +27,7 @@ from corpus import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 from lib import metrics, pictures
+from lib.form import FLAWS, flaws, own_words
 from lib.intervals import draw_rows, ratio
 from lib.predictions import Rows, read_predictions
 from lib.system_scores import row_ratios
@@ -55,6 +56,42 @@ def test_scores_of_any_texts_are_numbers_within_bounds(rows):
     for value, samples in (metrics.corpus_bleu(ads, references, draw_rows(len(ads))[:5]), metrics.distinct(ads)):
         assert math.isfinite(value) and all(map(math.isfinite, samples))
 
+
+# --- what is no ad ---
+
+DRESS = "类型#裙*颜色#白色*材质#雪纺*图案#碎花*风格#简约"
+PRAISE = "这条白色的碎花裙选用轻盈的雪纺面料，走动起来裙摆飘逸，简约的剪裁怎么搭都好看。"
+marks = st.sampled_from(["#", ":", "：", "=", " ", "->", "|", " - ", "＃", "是", "为", '":"'])
+between = st.sampled_from(["*", "，", ",", "\n", "；", " | ", "、", "/", "\t"])
+wraps = st.sampled_from(["{}", "<think>{}</think>", "<think>{}", "[THINK]{}[/THINK]", "<reasoning>{}</reasoning>"])
+tails = st.sampled_from(["", PRAISE, "\n" + PRAISE])
+
+
+@given(marks, between, st.permutations(DRESS.split("*")), st.integers(3, 5), wraps, tails)
+@example(":", "，", DRESS.split("*"), 3, "{}", PRAISE)
+def test_any_echo_in_any_wrapping_is_no_ad(mark, separator, pairs, count, wrap, tail):
+    text = wrap.format(separator.join(pair.replace("#", mark) for pair in pairs[:count])) + tail
+    assert {"echo", "reasoning"} & set(flaws(DRESS, text))
+    hits = metrics.covered(DRESS, text).values()
+    assert not any(hits) or (tail and all(hits))
+
+
+@given(
+    st.text(st.sampled_from("白裙好看又显瘦的面料轻"), min_size=2, max_size=30),
+    st.integers(5, 40),
+    st.sampled_from(["", PRAISE]),
+)
+def test_any_phrase_again_and_again_is_a_loop(phrase, times, start):
+    assert "loop" in flaws(DRESS, start + (phrase + "，") * times + "。")
+
+
+@given(attributes, any_texts)
+def test_any_text_is_judged(product, text):
+    assert set(flaws(product, text)) <= FLAWS.keys()
+    assert len(own_words(product, text)) <= len(text)
+
+
+# --- files of predictions, logs and recipes ---
 
 good_predictions = st.fixed_dictionaries({"predict": texts | any_texts}, optional={"extra": json_values})
 odd_predictions = json_values | st.fixed_dictionaries(

@@ -91,7 +91,7 @@ def test_any_answer_of_a_server_is_an_ad_or_a_reason(server, status, body):
         model = attempt(find_model, server.url)
         assert model is None or isinstance(model, str)
         todo = {("类型#裙", 0): 1}
-        write = write_ads(server.url, {"messages": []}, todo, 1, lambda key, ads: found.update({key: ads}))
+        write = write_ads(server.url, {"messages": []}, 1, todo, lambda key, ads: found.update({key: ads}), id)
         with suppress(Stopped):
             reasons = asyncio.run(write)
             assert bool(found) != bool(reasons)

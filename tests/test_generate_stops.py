@@ -3,17 +3,14 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import threading
 from collections import Counter
 
-import psutil
 from common import KEY
 from generating import (
     ATTRIBUTES,
     CHOICES,
-    DEV,
     PRODUCTS,
     command,
     example_rows,
@@ -129,33 +126,3 @@ def test_a_server_that_goes_away(relay, tmp_path, monkeypatch):
     line = one_error(PRODUCTS, tmp_path / "out.csv", "--n", 2, "--in-flight", 1, "--server", relay.url)
     assert "does not answer" in line and "10 of 24 ads are in" in line and "the same command continues" in line
     assert not (tmp_path / "out.csv").exists() and len(journal_of(tmp_path / "out.csv")) == 5
-
-
-def test_ctrl_c_and_kill_end_its_own_server(demo, tmp_path):
-    output = tmp_path / "out.csv"
-    words = command(DEV, output, "--in-flight", "2", program=demo[0] / "scripts/generate.py")
-
-    def start():
-        environment = os.environ | CHOICES | {"API_KEY": KEY}
-        process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-        def server():
-            children = psutil.Process(process.pid).children()
-            return next((child for child in children if "api" in child.cmdline()), None)
-
-        wait_for(lambda: server() or process.poll() is not None)
-        return process, server()
-
-    process, server = start()
-    process.kill()
-    wait_for(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
-    process.communicate()
-
-    process, server = start()
-    wait_for(lambda: len(journal_of(output)) >= 3)
-    process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and not server.is_running(), errors
-    assert "Stopped; " in printed and f"of 480 ads are in {output}.journal" in printed
-    assert "Traceback" not in errors and KEY not in printed + errors
-    assert not output.exists() and KEY not in (tmp_path / "out.csv.journal").read_text(encoding="utf-8")

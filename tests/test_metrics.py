@@ -8,6 +8,7 @@ from lib import metrics, system_scores
 from lib.attributes import parse_attributes
 from lib.baselines import nearest_ads, write_baselines
 from lib.files import ROOT, read_json_lines
+from lib.form import repetition
 from lib.intervals import RESAMPLES, ci95, draw_rows
 from lib.predictions import Predictions, Rows, read_data
 from lib.tables import is_adgen_dev
@@ -81,9 +82,9 @@ def test_attributes_kept_and_invented_by_hand():
 
 
 def test_repetition_and_distinct_by_hand():
-    assert metrics.repetition("一二三四五") == 0 and metrics.repetition("一二三") == 0
+    assert repetition("一二三四五") == 0 and repetition("一二三") == 0
     # The 4-grams are 一二三四, 二三四一, 三四一二, 四一二三, 一二三四. The last one occurred before.
-    assert metrics.repetition("一二三四 一二三四") == pytest.approx(1 / 5)
+    assert repetition("一二三四 一二三四") == pytest.approx(1 / 5)
     assert metrics.distinct(["一二三四五", "一二三四", ""])[0] == pytest.approx(2 / 3)
 
 

@@ -1,25 +1,26 @@
 """Preference pairs: which ads become one, from which rows; and a training on them goes on from the fine-tuned model."""
 
-import argparse
 import json
+import shutil
+from functools import partial
 
 import pairs
 import pytest
 from common import copy_demo, one_error
 from lib.attributes import product
 from lib.candidates import badness, likeness
-from lib.files import read_json_lines
+from lib.features import learn
+from lib.files import read_json_lines, sha256
 from lib.metrics import in_first_half, vocabulary
 
 DRESS = "类型#裙*颜色#白色*材质#雪纺*图案#碎花"
 VALUES = vocabulary([DRESS, "类型#裙*颜色#黑色*材质#牛仔布*图案#条纹"])
+LEXICON = learn([DRESS], ["白色碎花裙，雪纺面料。"])
 GOOD = "这条白色的裙子选用雪纺面料，轻盈飘逸，点缀着清新的碎花，穿上它去郊游，整个人都温柔了起来，怎么搭配都好看。"
 MISSES = GOOD.replace("碎花", "小花")
 INVENTS = GOOD.replace("小花", "").replace("轻盈飘逸", "搭配条纹")
 
-
-def options(margin=0.15, half=False):
-    return argparse.Namespace(margin=margin, half=half)
+JUDGE = partial(badness, values=VALUES, lexicon=LEXICON)
 
 
 @pytest.mark.parametrize(
@@ -28,13 +29,21 @@ def options(margin=0.15, half=False):
         (GOOD, 0),
         (MISSES, 1 / 4),
         (INVENTS, 1 / 4),
-        ("白色雪纺碎花裙。", 1),
+        ("白色的雪纺碎花裙。", 1),
         (GOOD.rstrip("。"), 1),
         (GOOD * 2, 1),
     ],
 )
 def test_badness_by_hand(ad, bad):
     assert badness(DRESS, ad, VALUES) == pytest.approx(bad)
+
+
+def test_each_unsupported_feature_makes_an_ad_worse():
+    ad = GOOD.replace("怎么搭配", "防风保暖")
+    assert badness(DRESS, ad, VALUES, lexicon=LEXICON) == pytest.approx(2 / 4)
+    assert pairs.make_pair(DRESS, ad, [ad, GOOD], JUDGE, 0.15)["chosen"] == GOOD
+    seen = sum(map(in_first_half, ("防风", "保暖")))
+    assert badness(DRESS, ad, VALUES, half=True, lexicon=LEXICON) == pytest.approx(seen / 4)
 
 
 def test_half_of_the_values_is_not_seen():
@@ -46,22 +55,76 @@ def test_half_of_the_values_is_not_seen():
 
 
 def test_the_best_and_the_worst_become_a_pair():
-    pair = pairs.make_pair(DRESS, GOOD, [MISSES, GOOD, GOOD[:20]], VALUES, options())
+    pair = pairs.make_pair(DRESS, GOOD, [MISSES, GOOD, GOOD[:20]], JUDGE, 0.15)
     assert pair == {"instruction": DRESS, "chosen": GOOD, "rejected": GOOD[:20]}
-    assert pairs.make_pair(DRESS, GOOD, [GOOD, MISSES], VALUES, options(margin=0.3)) is None
-    assert pairs.make_pair(DRESS, GOOD, [GOOD, GOOD], VALUES, options(margin=0)) is None
+    assert pairs.make_pair(DRESS, GOOD, [GOOD, MISSES], JUDGE, 0.6) is None
+    assert pairs.make_pair(DRESS, GOOD, [GOOD, GOOD], JUDGE, 0) is None
+
+
+def test_an_ad_with_forbidden_words_is_never_chosen():
+    banned = GOOD.replace("怎么搭配都好看", "你的最佳选择")
+    assert badness(DRESS, banned, VALUES) == 0
+    pair = pairs.make_pair(DRESS, banned, [banned, MISSES, GOOD[:20]], JUDGE, 0.15)
+    assert pair == {"instruction": DRESS, "chosen": MISSES, "rejected": GOOD[:20]}
+    assert pairs.make_pair(DRESS, banned, [banned, f"{banned[:30]}全网最低"], JUDGE, 0.15) is None
 
 
 def test_likeness_decides_between_equally_good_ads():
     other = GOOD.replace("温柔", "优雅")
     assert likeness(GOOD, GOOD) == 1 > likeness(other, GOOD) > likeness("别的文案", GOOD) == 0
     for reference in (GOOD, other):
-        assert pairs.make_pair(DRESS, reference, [other, GOOD, "短。"], VALUES, options())["chosen"] == reference
+        assert pairs.make_pair(DRESS, reference, [other, GOOD, "短。"], JUDGE, 0.15)["chosen"] == reference
 
 
 def test_a_preference_training_needs_its_pairs(make, clone):
     line = one_error(make(clone, "train", "MODEL=tiny", "METHOD=dpo"))
     assert "tiny_pairs" in line and "`make pairs`" in line
+
+
+@pytest.mark.parametrize("words", ["eval_dataset=sample_dev", "max_samples=5", "output_dir=saves/else", "seed=3"])
+def test_only_training_rows_become_pairs(make, clone, words):
+    assert "only training rows" in one_error(make(clone, "pairs", "MODEL=tiny", "DATA=sample", f"ARGS={words}"))
+
+
+def test_pairs_of_a_model_that_is_not_fine_tuned(make, clone):
+    result = make(clone, "pairs", "MODEL=tiny", "DATA=sample", "ARGS=--rows 4 --samples 2")
+    [line] = [line for line in result.stderr.split("\n") if line.startswith("error: ")]
+    assert result.returncode != 0 and "make train MODEL=tiny" in line and not (clone / "saves").exists()
+
+
+def test_rows_whose_samples_do_not_differ(make, demo, tmp_path):
+    folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
+    words = "ARGS=--rows 4 --samples 2 do_sample=false"
+    result = make(folder, "pairs", "MODEL=tiny", "DATA=sample", words)
+    [line] = [line for line in result.stderr.split("\n") if line.startswith("error: ")]
+    assert result.returncode != 0 and "no two ads" in line and not list(folder.glob("data/tiny_pairs*"))
+
+
+def test_pairs_of_another_model_run_or_hand(make, demo, tmp_path):
+    """A preference training goes on from one model, and takes the pairs of its own ads only."""
+    folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
+    path, card = folder / "data/tiny_pairs.jsonl", folder / "data/tiny_pairs_card.json"
+    path.write_text(json.dumps({"instruction": DRESS, "chosen": GOOD, "rejected": MISSES}) + "\n", encoding="utf-8")
+    right = {"model": "tiny", "run": "sample_qlora", "sha256": sha256(path)}
+    base = "model_name_or_path=saves/Custom/init"
+    for change, words, said in (
+        ({"model": "gemma3_270m"}, "", "pairs of gemma3_270m sample_qlora"),
+        ({"run": "sample_lora"}, "", "pairs of tiny sample_lora"),
+        ({"run": "sft_qlora"}, "", "pairs of tiny sft_qlora"),
+        ({"sha256": "0"}, "", "not what `make pairs` wrote"),
+        # Another base model would stand in the place of the merged one without a word.
+        ({}, base, "was trained on saves/Custom/full/pretrain"),
+    ):
+        card.write_text(json.dumps(right | change))
+        line = one_error(make(folder, "train", "MODEL=tiny", "DATA=sample", "METHOD=dpo", f"ARGS={words}"))
+        assert said in line, line
+    assert not (folder / "saves/Custom/merged").exists() and not (folder / "saves/Custom/lora/sample_dpo").exists()
+    copy = shutil.copytree(folder / "saves/Custom/full/pretrain", tmp_path / "copy")
+    words = f"ARGS=--dry-run model_name_or_path={copy}"
+    plan = make(folder, "eval", "MODEL=tiny", "DATA=sample", "METHOD=dpo", words).stdout
+    before, after = plan.strip().split("\n")
+    assert f"model_name_or_path={copy}" in before
+    assert after.rindex("=saves/Custom/merged/sample_qlora") > after.rindex(f"={copy}")
 
 
 def test_from_pairs_to_scores(make, demo, tmp_path):

@@ -226,6 +226,26 @@ def test_out_of_gpu_memory_says_what_to_override(whole, tmp_path):
     command = [tmp_path / "bin/python", "scripts/launch.py", "train", f"output_dir={tmp_path}/run"]
     tiny = os.environ | {"MODEL": "tiny", "METHOD": "lora", "DATA": "sample"}
     result = subprocess.run(command, cwd=whole[0], env=tiny, capture_output=True, text=True)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.returncode == 75 and "Traceback" not in result.stderr
     assert 'ARGS="per_device_train_batch_size=1 gradient_accumulation_steps=2"' in errors(result.stderr)[0]
     assert "torch.OutOfMemoryError" in (tmp_path / "run.error.log").read_text()
+
+
+def test_finished_run_goes_on_with_more_steps(make, whole, tmp_path):
+    """The old run stays as it was. The new one goes on from its end, after a kill, too."""
+    project, folder = whole[0], tmp_path / "longer"
+    shutil.copytree(whole[1], folder)
+    for variables, more in (({}, "max_steps=28"), ({"RESUME": "1"}, "max_steps=24"), ({"RESUME": "1"}, "max_steps=9")):
+        line = errors(make(project, *words(folder, more), **variables).stderr)[0]
+        assert "RESUME=1" in line and "num_train_epochs" in line and "FRESH=1" in line
+    assert "is kept aside" in doctor(make, project, folder, "max_steps=28", RESUME="1")[1]
+    process = start(project, *words(folder, "max_steps=28"), RESUME="1")
+    wait_for(lambda: list(folder.parent.glob("longer.2*")) and lock_holder(lock_path(folder)), process)
+    end(process, lambda tree: [one.kill() for one in tree])
+    result = make(project, *words(folder, "max_steps=28"))
+    assert result.returncode == 0 and f"Resuming from {folder}/checkpoint-" in result.stderr, result.stderr[-2000:]
+    [old] = folder.parent.glob("longer.2*")
+    assert same(old, whole[1]) and len(list(old.glob("checkpoint-*"))) == 6
+    state = old / "checkpoint-24/trainer_state.json"
+    assert state.read_bytes() == (whole[1] / "checkpoint-24/trainer_state.json").read_bytes()
+    assert last_step(folder) == 28 and losses(folder)[: len(losses(old))] == losses(old) and not same(folder, old)

@@ -69,7 +69,7 @@ def test_three_kinds_of_goods_in_equal_parts(sample):
 
 def test_example_attributes_are_new_products(sample, goods):
     known = {frozenset(parse_attributes(row["content"])) for split in SPLITS for row in sample[split]}
-    _, examples = read_table(ROOT / "examples/attributes.csv")
+    _, *examples = read_table(ROOT / "examples/attributes.csv", len).lines
     assert len(examples) == 3
     for (content,) in examples:
         (_, kind), *others = pairs = parse_attributes(content)

@@ -20,6 +20,7 @@ TRAIN = ROOT / "data/sample/train.jsonl"
 ROWS = read_json_lines(SAMPLE)[:40]
 CONTENTS = [row["content"] for row in ROWS]
 ADS = [row["summary"] for row in ROWS]
+TRAINED = [(row["content"], row["summary"]) for row in read_json_lines(TRAIN)[:40]]
 
 
 def run(*words):
@@ -69,6 +70,9 @@ OUTPUTS = {
     "filled": [fill_template(CONTENTS[0])[:-1] + f"{number}。" for number in range(40)],
     "copied": [row["summary"] for row in read_json_lines(TRAIN)[:40]],
     "few": fair(ADS)[:30],
+    "echo": [f"{content}\n{ad[: len(ad) // 2]}。" for content, ad in zip(CONTENTS, ADS, strict=True)],
+    "thinks": [f"<think>{content}</think>{ad}" for content, ad in zip(CONTENTS, fair(ADS), strict=True)],
+    "marked": ["**新品**" + ad for ad in fair(ADS)],
 }
 
 
@@ -143,12 +147,20 @@ def test_difference_is_that_of_the_values(scored):
         ("copied", "100% of the outputs are copied from training ads"),
         ("few", "only 30 of 40 rows were scored"),
         ("bare", "40 rows hold neither label nor prompt"),
+        ("echo", "100% of the outputs repeat the attributes of their product"),
+        ("thinks", "100% of the outputs hold reasoning"),
+        ("marked", "100% of the outputs hold Markdown"),
     ],
 )
 def test_ill_systems_are_said_to_be(scored, system, words):
     _, results, printed = scored
     assert any(words in warning for warning in results["health"][system]), results["health"][system]
     assert f"! {system}: " in printed and words in printed
+
+
+def test_values_in_an_echo_or_in_reasoning_are_not_covered(scored):
+    systems = {name: row["coverage"]["value"] for name, row in scored[1]["systems"].items()}
+    assert systems["echo"] < 0.8 < systems["thinks"] == systems["good"]
 
 
 def test_best_is_a_healthy_system(scored):
@@ -187,7 +199,7 @@ def test_other_forms_of_the_same_rows(scored, tmp_path):
     assert found["health"]["x"] == [] and "nearest" not in found["systems"]
 
 
-def bad_files(folder):
+def bad_files(folder, data):
     good = predictions(fair(ADS))
     whole = write(folder / "good.jsonl", good).read_text(encoding="utf-8")
     (folder / "cut.jsonl").write_text(whole[:-40], encoding="utf-8")
@@ -200,9 +212,13 @@ def bad_files(folder):
         ("foreign", [{"text": "x"}], 'no text "predict"'),
         ("null", [{"predict": None, "label": "x"}], 'no text "predict"'),
         ("numbers", [3, 4], "a JSON object was expected"),
-        ("shuffled", shuffled, "row 1: its prompt is not that of row 1"),
-        ("pairs", pairs, "row 1: its prompt is not that of row 1"),
-        ("labels", [{"predict": "x", "label": ADS[1]}], "row 1: its label is not that of row 1"),
+        ("shuffled", shuffled, f"row 1 of {data}, but that of row 2: rows were shuffled"),
+        ("pairs", pairs, f"its prompt is not that of row 1 of {data}, but that of row 2"),
+        ("gap", good[1:], f"its label is not that of row 1 of {data}, but that of row 2"),
+        ("train", predictions(fair(ADS), *zip(*TRAINED, strict=True)), "nor of another: these are other rows"),
+        ("prompts", [{"predict": "x", "prompt": TRAINED[0][0]}], "nor of another: these are other rows"),
+        ("unlabelled", [row | {"label": ""} for row in good], "all its labels are empty"),
+        ("data", ROWS, 'no text "predict" but content, summary'),
         ("more", [*good, good[-1]], "41 rows"),
     ):
         write(folder / f"{name}.jsonl", rows)
@@ -211,7 +227,7 @@ def bad_files(folder):
 
 
 def test_bad_files_get_one_line(data, tmp_path):
-    for path, words in bad_files(tmp_path).items():
+    for path, words in bad_files(tmp_path, data).items():
         line = one_error(path, "--data", data, "--out", tmp_path / "out")
         assert words in line and path.name in line, line
     good, out = tmp_path / "good.jsonl", tmp_path / "out"

@@ -1,36 +1,78 @@
 """Judges the ads that were written for one product: what each of them names, misses and invents, and which is best."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from lib import metrics
 from lib.attributes import parse_attributes
+from lib.features import Lexicon, unsupported
 from lib.files import ROOT, read_json_lines
+from lib.form import FLAWS, LOOP, flaws, repetition
 from lib.intervals import ci95, draw_rows, ratio
+from lib.law import Hit, find_hits
 
 # The usual length of an ad in characters. All ads of the sample have it, and all but a few of AdGen.
 SHORTEST, LONGEST = 30, 200
+# How much one unsupported feature weighs beside the share of values missed: as much as one of four values.
+UNSUPPORTED = 0.25
+
+
+class Rank(NamedTuple):
+    """What ranks a candidate, the weightiest first; less is better."""
+
+    # Whether it is no ad, see `lib.form`.
+    flawed: bool
+    # Whether it has words that the law forbids, see `lib.law`.
+    forbidden: bool
+    missing: int
+    # The share of the known values in the ad that the product does not have.
+    invented: float
+    # The number of words that the law wants proved.
+    unproved: int
+    unusual_length: bool
 
 
 class Candidate(NamedTuple):
-    """An ad, the attribute values that it misses and invents, and its rank; the lowest rank is the best."""
+    """An ad, the attribute values that it misses and invents, its risky words, its rank (the lowest is the best), and
+    why it is no ad (empty: it is one).
+    """
 
     ad: str
     missing: list[str]
     invented: list[str]
-    rank: tuple[int, float, bool]
+    hits: list[Hit]
+    rank: Rank
+    flaw: str = ""
 
 
-def judge(product: str, ad: str, values: metrics.Values) -> Candidate:
+def judge(product: str, ad: str, values: metrics.Values, cut: bool = False) -> Candidate:
     """Compares an ad with its product's attribute string; `values` is a `metrics.vocabulary`.
 
-    Ads are ranked by the number of attribute values missed, then by the share of the known values in the ad that the
-    product does not have, then by whether the length is unusual.
+    cut: whether the server said that it cut the ad off. The flaw is one of the words in `form.FLAWS`.
     """
     missing = list(dict.fromkeys(value for (_, value), hit in metrics.covered(product, ad).items() if not hit))
     found, invented = metrics.invented(product, ad, values)
-    rank = (len(missing), len(invented) / max(1, len(found)), not SHORTEST <= len(ad) <= LONGEST)
-    return Candidate(ad, missing, sorted(invented), rank)
+    flaw = next((FLAWS[name] for name in flaws(product, ad, cut)), "")
+    hits = find_hits(product, ad)
+    levels = [hit.level for hit in hits]
+    rank = Rank(
+        flawed=bool(flaw),
+        forbidden="ban" in levels,
+        missing=len(missing),
+        invented=len(invented) / max(1, len(found)),
+        unproved=levels.count("caution"),
+        unusual_length=not SHORTEST <= len(ad) <= LONGEST,
+    )
+    return Candidate(ad, missing, sorted(invented), hits, rank, flaw)
+
+
+def why_no_ad(candidates: list[Candidate]) -> str:
+    """Why a product has no ad, in words for a cell of a table; empty if one of its candidates is an ad."""
+    if not all(candidate.flaw for candidate in candidates):
+        return ""
+    counts = Counter(candidate.flaw for candidate in candidates)
+    kinds = ", ".join(f"{flaw} ({count})" for flaw, count in counts.most_common())
+    return f"no answer is an ad: {kinds or 'there is none'}"
 
 
 def known_products() -> list[str]:
@@ -68,20 +110,21 @@ def mark_terminal(product: str, candidate: Candidate) -> str:
     return "\n".join([candidate.ad, "  ".join(f"{mark} {value}" for value, mark in marks.items())])
 
 
-def badness(product: str, ad: str, values: metrics.Values, half: bool = False) -> float:
+def badness(product: str, ad: str, values: metrics.Values, half: bool = False, lexicon: Lexicon | None = None) -> float:
     """How bad an ad is: the share of its product's values missed, the share of values invented, and 1 for bad form.
 
-    Bad form is an unusual length, repetition (see `metrics.repetition`), or an ad without an end. `half`: only the
-    values of one half count, which `metrics.in_first_half` chooses.
+    With a lexicon, a quarter is added for each feature that the product does not imply (see `features`). Bad form is no
+    ad at all (see `form.flaws`), an unusual length, or half the repetition that makes a loop. `half`: only the values
+    and features of one half count, which `metrics.in_first_half` chooses.
     """
     kept = [hit for (_, value), hit in metrics.covered(product, ad).items() if not half or metrics.in_first_half(value)]
     found, invented = metrics.invented(product, ad, values)
     if half:
         found, invented = ([value for value in part if metrics.in_first_half(value)] for part in (found, invented))
-    bad_form = (
-        not 40 <= len(ad) <= LONGEST or metrics.repetition(ad) > 0.15 or not ad.rstrip().endswith(metrics.CLOSING)
-    )
-    return kept.count(False) / max(1, len(kept)) + len(invented) / max(1, len(found)) + bad_form
+    bad_form = bool(flaws(product, ad)) or not 40 <= len(ad) <= LONGEST or repetition(ad) > LOOP / 2
+    claims = unsupported(product, ad, lexicon) if lexicon else []
+    features = UNSUPPORTED * sum(not half or metrics.in_first_half(word) for word in claims)
+    return kept.count(False) / max(1, len(kept)) + len(invented) / max(1, len(found)) + bad_form + features
 
 
 def likeness(ad: str, reference: str) -> float:

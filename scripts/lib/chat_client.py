@@ -6,22 +6,17 @@ import random
 from collections.abc import Callable
 
 from lib.files import fail
+from lib.journal import Done, Key, Stopped
 from lib.sheets import text
 
 # Seconds between the tries of one request.
 PAUSES = (0.5, 1, 2, 4, 8)
 # Seconds for one answer. It may have to wait until the server has answered others.
 TIMEOUT = 600
-# An attribute string, and how many rows above hold the same one: equal products get ads of their own.
-Key = tuple[str, int]
 
 
 class Refused(Exception):
     """The server refused to write the ads of one product."""
-
-
-class Stopped(Exception):
-    """The server is gone, or refuses everybody: the run cannot go on."""
 
 
 def client_options(server: str) -> dict:
@@ -105,11 +100,17 @@ async def ask(client, body: dict) -> list[str]:
 
 
 async def write_ads(
-    server: str, body: dict, todo: dict[Key, int], in_flight: int, done: Callable[[Key, list[str]], None]
+    server: str,
+    body: dict,
+    in_flight: int,
+    todo: dict[Key, int],
+    done: Done,
+    progress: Callable[[int], object],
+    *_,
 ) -> dict[Key, str]:
     """Asks the server for as many ads of each product as `todo` says, at most `in_flight` requests at a time.
 
-    body: what the requests have in common, see `request_of`. done: called with the ads of each answer. Returns the
+    body: what the requests have in common, see `request_of`. done and progress: see `lib.journal.Writer`. Returns the
     reason for each product that the server refused; raises Stopped if the server is gone.
     """
     import httpx
@@ -127,6 +128,7 @@ async def write_ads(
                     if not ads:
                         raise Refused("the model wrote nothing")
                     done(key, ads)
+                    progress(len(ads))
                     wanted -= len(ads)
             except Refused as error:
                 reasons[key] = str(error)

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lib.adapters import check_adapters, check_match
+from lib.chat_templates import check_template
 from lib.files import ROOT, fail, installed_versions, sha256
 from lib.gpu import check_gpu
 from lib.hubs import check_hub
@@ -14,7 +16,8 @@ from lib.recipes import read_recipe
 from lib.registry import check_sets, data_files, files_in
 from lib.run_folder import LIBRARIES, lock_holder, lock_path, read_state
 from lib.servers import SERVERS, check_server
-from lib.weights import is_whole, weights_fault, weights_size
+from lib.weights import is_whole, local_folder, read_json, weights_fault, weights_size
+from packaging.version import Version
 
 Check = tuple[str, Callable[[], str | None]]
 
@@ -40,9 +43,13 @@ def list_checks(verb: str, recipe: Path | None, settings: dict, every: bool) -> 
         yield "data", lambda: check_rows(settings)
     if settings.get("do_train"):
         yield "output", lambda: check_output(settings, every)
-    yield "base", lambda: check_base(settings["model_name_or_path"], recipe)
+    # A base model is not made or fetched for an adapter that is not there.
     if settings.get("adapter_name_or_path"):
-        yield "adapter", lambda: check_adapter(settings["adapter_name_or_path"], recipe)
+        yield "adapter", lambda: check_adapters(settings, recipe)
+    yield "base", lambda: check_base(settings["model_name_or_path"], recipe)
+    if settings.get("adapter_name_or_path") or not settings.get("do_train"):
+        yield "match", lambda: check_match(settings)
+    yield "template", lambda: check_template(settings)
     if settings.get("do_train") or verb == "export":
         yield "disk", lambda: check_disk(settings, header)
     export = recipe.with_name("export.yaml")
@@ -60,6 +67,11 @@ def check_packages() -> str:
     installed = installed_versions(pinned)
     asked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
     missing = [name for name in asked if name not in installed]
+    if installed_versions(["kernels"]) and Version(installed.get("transformers", "9")) < Version("5.3"):
+        fail(
+            "the package kernels lets a model's config.json run code in this transformers (CVE-2026-4372): "
+            f"{sys.executable} -m pip uninstall kernels"
+        )
     if needed := [name for name in missing if name in LIBRARIES]:
         fail(f"{', '.join(needed)} not installed in {sys.prefix}: pip install -r requirements.lock there")
     # A wheel of PyTorch's own index is called 2.10.0+cu126.
@@ -83,6 +95,8 @@ def check_rows(settings: dict) -> str:
             raise Unmade(problem) if name in prepared else SystemExit(problem)
         if name in prepared:
             check_card(path)
+        elif path.resolve() in {ROOT / f"data/{one.name}_pairs.jsonl" for one in ROOT.glob("configs/*")}:
+            check_pairs(path, Path(settings["model_name_or_path"]))
     check_sets(settings, prepared)
     return f"{', '.join(files)}: there and unchanged"
 
@@ -97,10 +111,25 @@ def check_card(path: Path) -> None:
         fail(f"{path} is not what `make data` wrote (see {card.name}): run it again, or register your own file")
 
 
+def check_pairs(path: Path, start: Path) -> None:
+    """Ends the program if pairs are not as `make pairs` wrote them, or not of the model that the training starts from.
+
+    `start`: the folder of the merged fine-tuned model. A second round goes on with pairs of the preference-tuned model.
+    """
+    card = read_json(path.with_name(f"{path.stem}_card.json"))
+    if card.get("sha256") != sha256(path):
+        fail(f"{path} is not what `make pairs` wrote (see its card): run it again, or register your own file")
+    of = f"{card.get('model')} {card.get('run')}"
+    model, kind = path.name.removesuffix("_pairs.jsonl"), start.name.partition("_")[0]
+    if of not in (f"{model} {start.name}", f"{model} {kind}_dpo"):
+        fail(f"{path} holds pairs of {of}, and this training goes on from {model} {start.name}: run `make pairs`")
+
+
 def check_base(model: str, recipe: Path) -> str:
     """A local folder must be whole. A hub's model must be in the cache, or within reach with this login."""
     check_stand_in(model, recipe)
     check_merged(model)
+    check_config(model)
     folder = Path(model)
     if folder.is_dir():
         for pattern in ("config.json", "*.safetensors", "tokenizer*.json"):
@@ -117,6 +146,17 @@ def check_base(model: str, recipe: Path) -> str:
         fail(f"the base model's folder {model} does not exist; {hint}")
     check_hub(model)
     return f"{model} is in the cache or can be fetched"
+
+
+def check_config(model: str) -> None:
+    """Ends the program if a model's config.json names what transformers would fetch and run (CVE-2026-4372)."""
+    for path in (local_folder(model) or Path(model)).glob("config*.json"):
+        # The key may stand in a part of the model, such as text_config.
+        if "_attn_implementation_internal" in json.dumps(read_json(path)):
+            fail(
+                f"{path} names an _attn_implementation_internal, which can run foreign code (CVE-2026-4372): "
+                "remove that key, or do not use this model"
+            )
 
 
 def check_stand_in(model: str, recipe: Path) -> None:
@@ -144,17 +184,6 @@ def check_merged(model: str) -> None:
         fail(f"there is no adapter in {adapter.parent} to go on from: run `make train` with its method first")
     if not made.exists() or adapter.stat().st_mtime > made.stat().st_mtime:
         raise Unmade(f"error: {model} is not merged yet; a training with METHOD=dpo merges it")
-
-
-def check_adapter(folder: str, recipe: Path) -> str:
-    """The adapter to predict, export or chat with has been trained."""
-    again = f"run `make train MODEL={recipe.parent.name}`"
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (Path(folder) / name).is_file():
-            fail(f"no adapter in {folder} ({name} is missing): {again} first")
-    if fault := weights_fault(Path(folder)):
-        fail(f"the adapter in {folder} is not whole ({fault}): {again} again")
-    return f"{folder} is whole"
 
 
 def check_output(settings: dict, every: bool) -> str:

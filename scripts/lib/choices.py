@@ -9,6 +9,7 @@ from typing import NamedTuple
 from lib.files import ROOT, fail
 from lib.recipes import read_recipe
 from lib.registry import data_files
+from lib.run_folder import read_notes
 
 # Strategy → what it adds to a training on several cards.
 STRATEGIES = {
@@ -24,7 +25,10 @@ PREFERENCE = ("dpo",)
 
 
 class Choices(NamedTuple):
-    """The user's choices; `gpus` are the cards of this machine, `nodes` the machines."""
+    """The user's choices; `gpus` are the cards of this machine, `nodes` the machines.
+
+    `base`: the base model that the user named for a method that goes on from a fine-tuned model; else empty.
+    """
 
     model: str
     method: str
@@ -34,6 +38,7 @@ class Choices(NamedTuple):
     nodes: int
     strategy: str
     ray: bool
+    base: str = ""
 
     @property
     def training(self) -> str:
@@ -125,7 +130,9 @@ def rows_of(choices: Choices, split: str) -> Path:
 
 
 def hub_overrides(choices: Choices) -> list[str]:
-    """The base model's id at ModelScope, which has Meta's models under another owner."""
+    """The base model that the user named, or its id at ModelScope, which has Meta's models under another owner."""
+    if choices.base:
+        return [f"model_name_or_path={choices.base}"]
     base = choices.settings("chat")["model_name_or_path"]
     if os.environ.get("USE_MODELSCOPE_HUB") in YES and base.startswith("meta-llama/"):
         return [f"model_name_or_path=LLM-Research/{base.removeprefix('meta-llama/')}"]
@@ -135,23 +142,31 @@ def hub_overrides(choices: Choices) -> list[str]:
 def train_overrides(choices: Choices) -> list[str]:
     """What a training recipe gets: rows, folder and base model."""
     if choices.method in PREFERENCE:
-        return [f"model_name_or_path={merged(choices)}", f"output_dir={trained(choices)}"]
+        start = [f"model_name_or_path={merged(choices)}", *prompt_overrides(fine_tuned(choices))]
+        return [*start, f"output_dir={trained(choices)}"]
     rows = [f"dataset={choices.data}_train", f"eval_dataset={choices.data}_val"]
     return [*rows, f"output_dir={trained(choices)}", *hub_overrides(choices)]
 
 
+def prompt_overrides(choices: Choices) -> list[str]:
+    """The template that the training noted, if an override named it and the recipes do not."""
+    noted = read_notes(trained(choices)).get("recipe", {}).get("template")
+    return [f"template={noted}"] if noted and noted != choices.settings("predict").get("template") else []
+
+
 def tuned_overrides(choices: Choices) -> list[str]:
-    """What a recipe gets that loads the tuned model: its adapter, or all its weights."""
+    """What a recipe gets that loads the tuned model: its adapter, or all its weights, and its template."""
+    adapter, prompt = f"adapter_name_or_path={trained(choices)}", prompt_overrides(choices)
     if choices.method in PREFERENCE:
-        return [f"model_name_or_path={merged(choices)}", f"adapter_name_or_path={trained(choices)}"]
+        return [f"model_name_or_path={merged(choices)}", adapter, *prompt]
     if choices.settings(choices.training).get("finetuning_type", "lora") == "lora":
-        return [f"adapter_name_or_path={trained(choices)}", *hub_overrides(choices)]
-    return [f"model_name_or_path={trained(choices)}", "adapter_name_or_path=null"]
+        return [adapter, *hub_overrides(choices), *prompt]
+    return [f"model_name_or_path={trained(choices)}", "adapter_name_or_path=null", *prompt]
 
 
 def served_overrides(choices: Choices) -> list[str]:
     """What the chat recipe gets to write ads: the tuned model, or with EXPORTED=1 what `make export` wrote."""
     if choices.exported:
         exported = choices.settings("export")["export_dir"]
-        return [f"model_name_or_path={exported}", "adapter_name_or_path=null"]
+        return [f"model_name_or_path={exported}", "adapter_name_or_path=null", *prompt_overrides(choices)]
     return tuned_overrides(choices)

@@ -1,22 +1,25 @@
 """Signs that a model's ads are ill, and which of the healthy models is best."""
 
-import re
 from collections import Counter
 
 from lib import metrics
 from lib.attributes import product
+from lib.form import flaws
 from lib.predictions import Predictions, Rows, plain
 
-# Sign of ill health → the share of the ads above which it counts, and what the report then says.
+# Sign of ill health → the share of the ads above which it counts, and what the report then says. The first seven are
+# what makes a text no ad.
 SIGNS = {
     "empty": (0.01, "are empty"),
+    "reasoning": (0.01, "hold reasoning, or talk about the task instead of doing it"),
+    "echo": (0.01, "repeat the attributes of their product"),
+    "special": (0.01, "carry special tokens or <UNK>"),
+    "markup": (0.01, "hold Markdown, JSON or HTML"),
+    "loop": (0.1, "repeat themselves: more than 30% of their 4-grams had occurred before, or a phrase in a row"),
     "unfinished": (0.05, "end without closing punctuation: they ran on past their end or hit the token limit"),
     "endless": (0.05, "are far longer than any reference: they run on past their end"),
-    "special": (0.01, "carry special tokens or <UNK>"),
     "alike": (0.2, "are the same as the ad of another product"),
-    "repeating": (0.1, "repeat themselves: more than 30% of their 4-grams had occurred before"),
 }
-SPECIAL = re.compile(r"<\|[^|>]*\|>|</?s>|<(unk|pad|eos|bos)>|\[(UNK|PAD|CLS|SEP)\]", re.IGNORECASE)
 # Above this share of copies of training ads, a system is ill; below this share of the references' distinct-4, too.
 MOST_COPIED = 0.2
 LEAST_DISTINCT = 0.25
@@ -43,22 +46,18 @@ def check_health(predicted: Predictions, data: Rows, train: Rows | None, row: di
     return found + check_rows(predicted, data, train)
 
 
-def count_signs(texts: list[str], data: Rows) -> dict[str, float]:
+def count_signs(texts: list[str], data: Rows) -> Counter[str]:
     """Sign → how many of the ads show it."""
     longest = 1.5 * max(map(len, data.references))
     first = {}
     for content, text in zip(data.contents, texts, strict=False):
         first.setdefault(product(content), text)
     repeats = Counter(text for text in first.values() if text.strip())
-    return {
-        "empty": sum(not text.strip() for text in texts),
-        "unfinished": sum(bool(text.strip()) and not text.rstrip().endswith(metrics.CLOSING) for text in texts),
-        "endless": sum(len(text) > longest for text in texts),
-        "special": sum(bool(SPECIAL.search(text)) for text in texts),
-        # A share of the products: two rows of one product may rightly have the same ad.
-        "alike": sum(count for count in repeats.values() if count > 1) * len(texts) / len(first),
-        "repeating": sum(metrics.repetition(text) > 0.3 for text in texts),
-    }
+    counts = Counter(flaw for pair in zip(data.contents, texts, strict=False) for flaw in flaws(*pair))
+    counts["endless"] = sum(len(text) > longest for text in texts)
+    # A share of the products: two rows of one product may rightly have the same ad.
+    counts["alike"] = sum(count for count in repeats.values() if count > 1) * len(texts) / len(first)
+    return counts
 
 
 def check_rows(predicted: Predictions, data: Rows, train: Rows | None) -> list[str]:
@@ -70,7 +69,7 @@ def check_rows(predicted: Predictions, data: Rows, train: Rows | None) -> list[s
     if rows < len(data.contents):
         found.append(f"only {rows} of {len(data.contents)} rows were scored")
     pairs = zip(labels, data.references, strict=False)
-    cut = sum(len(plain(label)) < 0.95 * len(plain(reference)) for label, reference in pairs)
+    cut = sum(is_cut(plain(label), plain(reference)) for label, reference in pairs)
     if cut:
         found.append(f"{cut} references were cut in the prediction run: raise cutoff_len")
     known = set(map(identity, *train)) if train else set()
@@ -78,6 +77,11 @@ def check_rows(predicted: Predictions, data: Rows, train: Rows | None) -> list[s
     if trained_on:
         found.append(f"{trained_on} of the {rows} rows scored were trained on")
     return found
+
+
+def is_cut(label: str, reference: str) -> bool:
+    """Whether a plain label lacks the end of its reference. A tokenizer may have lost characters elsewhere."""
+    return len(label) < 0.95 * len(reference) and not (label and reference.endswith(label[-4:]))
 
 
 def identity(content: str, ad: str) -> tuple[str, str]:

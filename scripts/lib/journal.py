@@ -1,19 +1,74 @@
-"""The journal of `make generate`: a JSON lines file that keeps every answer of the server as soon as it is there.
+"""The journal of a run that writes ads: a JSON lines file that keeps all of them as soon as they are there.
 
-Its first line holds the settings of the run, every other line the ads of one answer. A later run with the same
-settings reads the ads from it and asks for the rest.
+Its first line holds the settings of the run, every other line ads of one product. A later run with the same settings
+reads the ads from it and has the rest written.
 """
 
+import asyncio
 import fcntl
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from lib.chat_client import Key
 from lib.files import fail
 from lib.sheets import text
+
+# An attribute string, and how many rows above hold the same one: equal products get ads of their own.
+Key = tuple[str, int]
+Done = Callable[[Key, list[str]], None]
+# What writes ads. It gets how many to write of each product, what to call with finished ads of a product, what to call
+# with how many ads more are written, or have to be written again, and how many were there before. It returns the reason
+# for each product without an ad.
+Writer = Callable[[dict[Key, int], Done, Callable[[int], object], int], Awaitable[dict[Key, str]]]
+
+
+class Stopped(Exception):
+    """The server is gone, or LLaMA-Factory failed: the run cannot go on."""
+
+
+def numbered(products: list[str]) -> list[Key]:
+    """Each product with how many equal ones stand before it."""
+    counts, keys = Counter(), []
+    for product in products:
+        keys.append((product, counts[product]))
+        counts[product] += 1
+    return keys
+
+
+def write_missing(
+    write: Writer, journal: IO[str], ads: dict[Key, list[str]], keys: list[Key], count: int
+) -> dict[Key, str]:
+    """Has the ads written that are missing of `count` for each product, and adds them to the journal and to `ads`.
+
+    Returns the reason for each product that got none. Ends the program if `write` is stopped.
+    """
+    from tqdm import tqdm
+
+    todo = {key: count - len(ads[key]) for key in keys if len(ads[key]) < count}
+    if not todo:
+        return {}
+    wanted, missing = count * len(keys), sum(todo.values())
+    if missing < wanted:
+        print(f"{wanted - missing} of {wanted} ads are in {journal.name} from an earlier run")
+
+    def done(key: Key, new: list[str]) -> None:
+        append(journal, {"product": key[0], "copy": key[1], "ads": new})
+        ads[key] += new
+
+    def saved() -> str:
+        return f"{sum(map(len, ads.values()))} of {wanted} ads are in {journal.name}: the same command continues"
+
+    try:
+        with tqdm(total=wanted, initial=wanted - missing, desc="Writing", unit="ad") as bar:
+            return asyncio.run(write(todo, done, bar.update, wanted - missing))
+    except (Stopped, OSError) as error:
+        fail(f"{error}; {saved()}")
+    except KeyboardInterrupt:
+        print(f"\nStopped; {saved()}")
+        raise SystemExit(130) from None
 
 
 def open_journal(path: Path, settings: dict) -> tuple[IO[str], dict[Key, list[str]]]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from lib.attributes import parse_attributes
+from lib.form import four_grams, own_words, squeeze
 
 # The libraries of BLEU and ROUGE are imported where they are used: nltk alone takes a second, and `make generate` and
 # `make desk`, which judge ads by their attributes, need none of them.
@@ -36,14 +37,15 @@ SCORES = {
     "repetition-4": Score("repetition-4", 3, False),
     "coverage-unseen": Score("coverage, unseen half", 3, True),
     "hallucination-unseen": Score("hallucination, unseen half", 3, False),
+    "unsupported": Score("unsupported features", 3, False),
     "length": Score("length", 3, None),
     "copied": Score("copied", 3, False),
+    "forbidden": Score("forbidden words", 3, False),
+    "unproved": Score("words to be proved", 3, False),
 }
 OVERLAP = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")
 # These six scores decide which model is best. The others only describe the ads.
 MAIN = (*OVERLAP, "coverage", "hallucination")
-# The marks with which an ad may end.
-CLOSING = tuple("。！？!?.…~～;；」』”\"’')）")
 # An ad that shares a run of this many characters with a training ad is a copy.
 COPY = 50
 
@@ -119,13 +121,17 @@ def find_values(text: str, values: Values) -> dict[str, str]:
 
 
 def covered(content: str, text: str) -> dict[tuple[str, str], bool]:
-    """(key, value) of each attribute of a product → whether the value stands word for word in the text."""
+    """(key, value) of each attribute of a product → whether the value stands word for word in the text.
+
+    What stands in reasoning or in an echo of the product does not count, here as in `invented`: see `lib.form`.
+    """
+    text = own_words(content, text)
     return {(key, value): value in text for key, value in parse_attributes(content)}
 
 
 def invented(content: str, text: str, values: Values) -> tuple[dict[str, str], set[str]]:
     """The known attribute values in a text → their keys, and those of them that the product does not have."""
-    found = find_values(text, values)
+    found = find_values(own_words(content, text), values)
     return found, set(found) - {value for _, value in parse_attributes(content)}
 
 
@@ -155,23 +161,6 @@ def attribute_ratios(contents: list[str], texts: list[str], values: Values) -> d
         for value, key in found.items():
             counts["hallucination", key][row] += (value in bad, 1)
     return dict(counts)
-
-
-def squeeze(text: str) -> str:
-    """The text without white space, which tokenizers may change."""
-    return "".join(text.split())
-
-
-def four_grams(text: str) -> list[str]:
-    """All runs of four characters in a text without its white space."""
-    text = squeeze(text)
-    return [text[start : start + 4] for start in range(len(text) - 3)]
-
-
-def repetition(text: str) -> float:
-    """The share of a text's 4-grams that occurred in it before (seq-rep-4 of Welleck et al. 2020, on characters)."""
-    grams = four_grams(text)
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def distinct(texts: list[str]) -> tuple[float, np.ndarray]:

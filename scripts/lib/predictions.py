@@ -1,9 +1,10 @@
 """Reads the rows of a data set and the ads that a model wrote for them, and checks that both are in the same order."""
 
+import re
 import unicodedata
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from lib.attributes import parse_attributes
 from lib.files import fail, printable, read_json_lines
@@ -60,24 +61,57 @@ def read_data(path: Path) -> Rows:
 
 
 def plain(text: str) -> str:
-    """The text in one width (NFKC), in lower case and without white space, all of which tokenizers may change."""
-    return "".join(unicodedata.normalize("NFKC", text).lower().split())
+    """The text in one width (NFKC), in lower case, without white space and without marks such as <UNK>.
+
+    Tokenizers may change all of these. Marks that are their special tokens are missing in labels.
+    """
+    text = "".join(unicodedata.normalize("NFKC", text).lower().split())
+    return re.sub(r"<[^<>]{1,30}>|\[[a-z]{3,4}\]|\ufffd", "", text)
+
+
+def stands_in(text: str, other: str) -> bool:
+    """Whether four fifths of a plain text stand in another one, in the same order."""
+    if len(text) > 1.25 * len(other) or len(text) * len(other) > MOST_PAIRS:
+        return False
+    blocks = SequenceMatcher(None, text, other, autojunk=False).get_matching_blocks()
+    return sum(block.size for block in blocks) >= 0.8 * len(text)
 
 
 def is_label_of(label: str, reference: str) -> bool:
-    """Whether a decoded label may be this reference: it may be cut at cutoff_len, and a few characters may be lost."""
+    """Whether a decoded label may be this reference: it may be cut at cutoff_len, and some characters may be lost."""
     label, reference = plain(label), plain(reference)
-    if not label or reference.startswith(label):
-        return bool(label) or not reference
-    matcher = SequenceMatcher(None, label, reference, autojunk=False)
-    # The first two are fast upper bounds of the third, whose time grows with the product of both lengths.
-    return all(ratio() > 0.8 for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio))
+    return reference.startswith(label) or stands_in(label, reference)
 
 
 def is_asked(prompt: str, content: str) -> bool:
-    """Whether every attribute value of a row stands in the prompt that was predicted."""
-    prompt = plain(prompt)
-    return all(plain(value) in prompt for _, value in parse_attributes(content))
+    """Whether a decoded prompt asks for this product, all of it or up to where cutoff_len has cut the prompt."""
+    prompt, product = plain(prompt), plain(content)
+    if all(plain(value) in prompt for _, value in parse_attributes(content)) or stands_in(product, prompt):
+        return True
+    return any(prompt.endswith(product[:size]) for size in range(4, len(product)))
+
+
+def row_with_label(label: str, data: Rows) -> int:
+    """The number of the row of the data whose reference begins as this label does; 0 if there is none."""
+    start = plain(label)[:20]
+    return next((number for number, ad in enumerate(data.references, 1) if start and plain(ad).startswith(start)), 0)
+
+
+def row_with_prompt(prompt: str, data: Rows) -> int:
+    """The number of the row of the data whose values all stand in this prompt, most of them; 0 if there is none."""
+    prompt, found = plain(prompt), {}
+    for number, pairs in enumerate(map(parse_attributes, data.contents), 1):
+        if pairs and all(plain(value) in prompt for _, value in pairs):
+            found[number] = len(pairs)
+    return max(found, key=found.get, default=0)
+
+
+def refuse(place: str, name: str, other: int, number: int, data_path: Path) -> NoReturn:
+    """Ends the program because the label or prompt at `place` is not that of the row, but of another or of none."""
+    known = (
+        f"but that of row {other}: rows were shuffled or left out" if other else "nor of another: these are other rows"
+    )
+    fail(f"{place}: its {name} is not that of row {number} of {data_path}, {known}; predict the rows of that file anew")
 
 
 def read_predictions(path: Path, data: Rows, data_path: Path) -> Predictions:
@@ -91,17 +125,22 @@ def read_predictions(path: Path, data: Rows, data_path: Path) -> Predictions:
         fail(f"{path} is empty: was the prediction run cut off?")
     if len(rows) > len(data.contents):
         fail(f"{path} has {len(rows)} rows, {data_path} {len(data.contents)}; predict the rows of {data_path} anew")
+    given = [row["label"] for row in rows if isinstance(row.get("label"), str)]
+    if given and not any(map(plain, given)) and any(map(plain, data.references[: len(rows)])):
+        fail(f"{path}: all its labels are empty; predict rows that hold their ads, such as those of {data_path}")
     longest = MOST_PAIRS // max(map(len, data.references))
     texts, labels, unchecked = [], [], 0
     for number, (row, content, reference) in enumerate(zip(rows, *data, strict=False), 1):
         place = f"{path}, row {number}"
         text, label, prompt = (row.get(name) for name in ("predict", "label", "prompt"))
         if not isinstance(text, str):
-            fail(f'{place}: there is no text "predict", so this is not a generated_predictions.jsonl')
-        if isinstance(prompt, str) and not is_asked(prompt, content):
-            fail(f"{place}: its prompt is not that of row {number} of {data_path}; predict these rows anew")
+            found = ", ".join(map(str, row))[:200] or "nothing"
+            fail(f'{place}: no text "predict" but {found}; so this is not a generated_predictions.jsonl')
+        asked = not isinstance(prompt, str) or is_asked(prompt, content)
         if isinstance(label, str) and not is_label_of(label, reference):
-            fail(f"{place}: its label is not that of row {number} of {data_path}; predict these rows anew")
+            refuse(place, "label", row_with_label(label, data), number, data_path)
+        if not asked and (not label or parse_attributes(prompt)):
+            refuse(place, "prompt", row_with_prompt(prompt, data), number, data_path)
         if len(text) > longest:
             fail(f"{place}: its ad has {len(text):,} characters; at most {longest:,} can be scored")
         unchecked += not isinstance(label, str) and not isinstance(prompt, str)

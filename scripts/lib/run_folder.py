@@ -1,9 +1,9 @@
 """The output folder of a training: its state, its checkpoints, its lock, and the notes on what it was trained with."""
 
 import fcntl
-import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from lib.files import fail, installed_versions, sha256, whole_file
+from lib.files import fail, installed_versions, sha256, whole_file, write_json
 from lib.registry import data_files, files_in
-from lib.weights import is_whole, weights_fault
+from lib.weights import fingerprint, is_whole, read_json, weights_fault
 
 # Keys that do not change what a run learns. They may differ when it is resumed.
 HARMLESS = {"output_dir", "logging_steps", "save_steps", "save_total_limit", "plot_loss", "report_to"}
@@ -32,7 +32,7 @@ NEEDED = {
 class State(NamedTuple):
     """The state of an output folder, with the checkpoint to resume from and the broken ones with their faults."""
 
-    kind: str  # "new", "resumable", "finished", "changed" or "broken" (as a whole)
+    kind: str  # "new", "resumable", "finished", "longer" (finished, to go on), "changed" or "broken" (as a whole)
     text: str
     checkpoint: Path | None = None
     broken: tuple[tuple[Path, str], ...] = ()
@@ -62,19 +62,18 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 def describe(settings: dict) -> dict:
     """What a run learns from: the keys of the recipe, and checksums of the data and of a local base model."""
-    base = {}
-    for path in sorted(Path(str(settings.get("model_name_or_path"))).glob("*.safetensors")):
-        # The last mebibyte is enough to tell models apart, and quick to read.
-        with path.open("rb") as file:
-            file.seek(-min(path.stat().st_size, 2**20), os.SEEK_END)
-            base[path.name] = f"{path.stat().st_size} bytes, ends in {hashlib.sha256(file.read()).hexdigest()}"
     files = [file for path in data_files(settings).values() if path for file in files_in(path)]
     return {
         "recipe": {key: value for key, value in settings.items() if key not in HARMLESS},
         "data": {str(path): sha256(path) for path in files},
-        "base": base,
+        "base": fingerprint(Path(settings["model_name_or_path"])),
         "versions": installed_versions(LIBRARIES),
     }
+
+
+def read_notes(folder: Path) -> dict:
+    """What a run noted of itself: its description, and whether it is finished; empty if `make` did not train it."""
+    return read_json(folder / "run.json")
 
 
 def find_changes(before: dict, now: dict) -> list[str]:
@@ -93,18 +92,30 @@ def read_state(settings: dict) -> State:
     faults = {path: checkpoint_fault(path) for path in find_checkpoints(folder)}
     broken = tuple((path, fault) for path, fault in faults.items() if fault)
     whole = next((path for path, fault in faults.items() if not fault), None)
-    noted = json.loads((folder / "run.json").read_text(encoding="utf-8")) if is_whole(folder / "run.json") else {}
+    noted = read_notes(folder)
     fresh, resume = (os.environ.get(name) == "1" for name in ("FRESH", "RESUME"))
     if fresh:
         return State("new", f"{folder} is set aside first")
     # LLaMA-Factory writes train_results.json before the last evaluation, so run.json notes the end of our runs.
     if (folder / "train_results.json").exists() and (noted.get("finished", True) or not whole):
-        return State("finished", f"{folder} holds a finished run: `make eval` scores it, FRESH=1 trains anew beside it")
+        return state_of_finished(folder, whole, settings if resume else {})
     changes = find_changes(noted, describe(settings)) if noted and whole and not resume else []
     if changes:
         text = f"{folder}/{whole.name} was trained with another recipe, data or base model ({'; '.join(changes)})"
         return State("changed", f"{text}: RESUME=1 resumes it all the same, FRESH=1 keeps it and trains anew beside it")
     return state_of_checkpoints(folder, whole, broken)
+
+
+def state_of_finished(folder: Path, last: Path | None, wanted: dict) -> State:
+    """The state of a finished run: it can go on from its last checkpoint if more epochs or steps are wanted."""
+    done = read_json(last / "trainer_state.json") if last else {}
+    steps = int(wanted.get("max_steps") or 0)
+    epochs = 0 if steps > 0 else float(wanted.get("num_train_epochs") or 3)
+    if wanted and done and (steps > done["global_step"] or epochs > done["num_train_epochs"]):
+        return State("longer", f"{folder} is kept aside, and a copy goes on from its {last.name}", last)
+    text = f"{folder} holds a finished run: `make eval` scores it, FRESH=1 trains anew beside it"
+    more = f'RESUME=1 ARGS="num_train_epochs=<more than {done.get("num_train_epochs")}>" goes on from its end'
+    return State("finished", f"{text}, {more}" if last else text)
 
 
 def state_of_checkpoints(folder: Path, whole: Path | None, broken: tuple[tuple[Path, str], ...]) -> State:
@@ -129,6 +140,30 @@ def set_aside(path: Path, mark: str = "") -> Path:
     return aside
 
 
+def continue_copy(folder: Path, last: Path) -> None:
+    """Sets a finished run aside, and puts its checkpoints and its log in its place. They take no room on the disk."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for path in find_checkpoints(folder):
+        shutil.copytree(path, part / path.name, copy_function=link)
+    if (folder / "trainer_log.jsonl").exists():
+        shutil.copy2(folder / "trainer_log.jsonl", part)
+    # The evaluations without progress, after which a training stops early, are counted anew.
+    state = part / last.name / "trainer_state.json"
+    noted = read_json(state)
+    noted.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {})["attributes"] = {}
+    write_json(state, noted)
+    say(f"{folder} was finished, and is kept as {set_aside(folder)}")
+    part.rename(folder)
+
+
 def prepare(settings: dict) -> Path | None:
     """Makes the output folder ready for LLaMA-Factory; returns the checkpoint that the run resumes from."""
     folder, state = Path(settings["output_dir"]), read_state(settings)
@@ -136,6 +171,8 @@ def prepare(settings: dict) -> Path | None:
         fail(state.text)
     if folder.exists() and (state.kind == "broken" or os.environ.get("FRESH") == "1"):
         say(f"{folder} is set aside as {set_aside(folder)}")
+    elif state.kind == "longer":
+        continue_copy(folder, state.checkpoint)
     for path, fault in state.broken:
         say(f"{path} is not a whole checkpoint ({fault}): set aside as {set_aside(path, 'broken-').name}")
     with whole_file(folder / "run.json") as file:
@@ -169,9 +206,8 @@ def finish(folder: Path, resumed: bool) -> None:
             results = json.loads(path.read_text(encoding="utf-8"))
             with whole_file(path) as file:
                 json.dump(results | {"train_loss": total / max([1, *steps])}, file, indent=4)
-    noted = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     with whole_file(folder / "run.json") as file:
-        json.dump(noted | {"finished": True}, file, ensure_ascii=False, indent=1)
+        json.dump(read_notes(folder) | {"finished": True}, file, ensure_ascii=False, indent=1)
 
 
 def lock_path(folder: Path) -> Path:

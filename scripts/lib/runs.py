@@ -26,8 +26,11 @@ def run_training(recipe: Path, words: list[str], environment: dict[str, str]) ->
         finish(folder, bool(checkpoint))
 
 
-def run_export(recipe: Path, words: list[str]) -> None:
-    """Writes the merged model beside its folder, and moves it there when it is whole."""
+def run_export(recipe: Path, words: list[str], card: str = "") -> None:
+    """Writes the merged model beside its folder, and moves it there when it is whole.
+
+    `card`: the model card, the text of its README.md.
+    """
     settings = read_recipe(recipe, words)
     folder = Path(settings["export_dir"])
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
@@ -42,6 +45,8 @@ def run_export(recipe: Path, words: list[str]) -> None:
             # safetensors writes files that only their owner may read. A server may run as another user.
             for path in part.glob("*.safetensors"):
                 path.chmod((part / "config.json").stat().st_mode)
+            if card:
+                (part / "README.md").write_text(card, encoding="utf-8")
             replace_folder(folder, part)
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -1,19 +1,18 @@
 """Servers of this machine: who may reach one that is to start, and one that a program starts for itself."""
 
-import ctypes
 import ipaddress
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from typing import IO
 
 from lib.files import ROOT, fail
+from lib.supervision import end_with_parent
 
 # Verb → the variables that name the host and the port of its server, and the default port.
 PAGE = ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", 7860)
@@ -70,39 +69,40 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@contextmanager
-def own_server(overrides: list[str]) -> Iterator[str]:
-    """Starts the server of `make api` on a free port of 127.0.0.1, yields its URL and ends it with the block.
+class OwnServer:
+    """A server of `make api` on a free port of 127.0.0.1, which a program starts for itself, and can stop for a while.
 
     MODEL, METHOD, DATA and EXPORTED in the environment choose the model; `overrides` are `key=value` words for its
-    recipe. Ends the program with the launcher's error if the server does not start.
+    recipe. `log`: an open file for what it prints.
     """
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    print("Starting a server for this run", file=sys.stderr)
-    with tempfile.TemporaryFile() as log:
-        libc = ctypes.CDLL(None)
-        server = subprocess.Popen(
-            [sys.executable, ROOT / "scripts/launch.py", "api", *overrides],
+
+    def __init__(self, overrides: list[str], log: IO[bytes]):
+        self.words, self.log, self.port = ["api", *overrides], log, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        """Starts the server; `wait_until_up` says when it answers. It ends with the thread that calls this."""
+        self.process = subprocess.Popen(
+            [sys.executable, ROOT / "scripts/launch.py", *self.words],
             cwd=ROOT,
-            env=os.environ | {"API_HOST": "127.0.0.1", "API_PORT": str(port)},
+            env=os.environ | {"API_HOST": "127.0.0.1", "API_PORT": str(self.port)},
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=self.log,
+            stderr=self.log,
             # Ctrl-C in the terminal reaches this program only, which then ends the server.
             start_new_session=True,
-            # Linux's PR_SET_PDEATHSIG: the server ends with this program, even if that is killed.
-            preexec_fn=(lambda: libc.prctl(1, signal.SIGKILL)) if sys.platform == "linux" else None,
+            preexec_fn=partial(end_with_parent, signal.SIGKILL),
         )
+
+    def stop(self) -> None:
+        """Ends the server, and so frees its memory."""
+        self.process.terminate()
         try:
-            wait_until_up(server, url, log)
-            yield url
-        finally:
-            server.terminate()
-            try:
-                server.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 def wait_until_up(server: subprocess.Popen, url: str, log: IO[bytes]) -> None:

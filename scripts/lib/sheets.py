@@ -3,12 +3,16 @@
 import csv
 import io
 import json
+import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import date, datetime
+from itertools import islice
 from pathlib import Path
+from typing import IO, NamedTuple
+from xml.etree.ElementTree import iterparse
 
 from lib.archives import open_zip
 from lib.files import LARGEST_FILE, fail, printable, read_bounded
@@ -17,38 +21,52 @@ from lib.files import LARGEST_FILE, fail, printable, read_bounded
 MOST_ROWS, MOST_COLUMNS = 2**20, 2**14
 # Cells of a table in memory. The empty cells of a row count, too.
 MOST_CELLS = 10**7
-# The heading of cells that stand to the right of the last heading.
-UNNAMED = "more cells than names"
+# The headings stand in one of the first lines.
+HEAD = 20
+# Excel's built-in date formats of East Asia, which openpyxl does not know (ECMA-376, part 1, 18.8.30).
+DATES = {*range(27, 37), *range(50, 59)}
+
+# The marks that a text file begins with if it is not UTF-8. That of UTF-32 begins with that of UTF-16.
+MARKS = {b"\xff\xfe\0\0": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+class Table(NamedTuple):
+    """The lines of a file or of a workbook's sheet, from the first on; blank lines at the end are left out."""
+
+    # Cells of .csv and .xlsx are text; cells of .jsonl are JSON values, and its first line holds their keys.
+    lines: list[list]
+    # The name of the sheet, and of the visible sheets that are not read.
+    sheet: str = ""
+    unread: tuple[str, ...] = ()
 
 
 def text(value: object) -> str:
-    """A cell as text: lists joined by 、, nothing for null."""
+    """A cell as text: lists joined by 、, objects as JSON, nothing for null."""
     if isinstance(value, list):
         return "、".join(map(text, value))
+    if isinstance(value, dict):
+        return printable(json.dumps(value, ensure_ascii=False))
     return "" if value is None else printable(str(value))
 
 
-def read_table(path: Path) -> tuple[list[str], list[list]]:
-    """The headings of a table, and its rows, each as long as the headings; blank rows at the end are left out.
+def read_table(path: Path, rate: Callable[[list[list]], int]) -> Table:
+    """A table; ends the program if the file cannot be read.
 
-    Cells of .csv and .xlsx are text; cells of .jsonl are JSON values. Ends the program if the file cannot be read.
+    Of a workbook's visible sheets, the one is read whose first lines get the highest rate; the first one if some are
+    equal.
     """
-    readers = {".csv": read_csv, ".jsonl": read_objects, ".xlsx": read_workbook}
+    readers = {".csv": read_csv, ".jsonl": read_objects, ".xlsx": lambda path: read_workbook(path, rate)}
     if path.suffix.lower() not in readers:
         fail(f"{path}: INPUT is a .csv, .xlsx or .jsonl file; save it as one of these")
     try:
-        lines = readers[path.suffix.lower()](path)
+        table = readers[path.suffix.lower()](path)
     except OSError as error:
         fail(f"{path} cannot be read: {error.strerror}")
+    lines = table.lines
     while lines and not any(text(cell).strip() for cell in lines[-1]):
         lines.pop()
-    if len(lines) < 2:
-        fail(f"{path} holds no products: its first line names the columns, each line below it is a product")
-    columns = max(map(len, lines))
-    check_size(path, len(lines), columns)
-    header = [text(name).strip() for name in lines[0]]
-    header += [UNNAMED] * (columns - len(header))
-    return header, [[*row, *[""] * (columns - len(row))] for row in lines[1:]]
+    check_size(path, len(lines), max(map(len, lines), default=0))
+    return table
 
 
 def check_size(path: Path, rows: int, columns: int) -> None:
@@ -61,29 +79,49 @@ def check_size(path: Path, rows: int, columns: int) -> None:
 
 
 def decode(path: Path, marks: bytes) -> str:
-    """A file as text, in UTF-8 or GB18030, as Excel and Chinese Windows write them; `marks` as in `read_bounded`."""
+    """A file as text, in UTF-8, UTF-16 with its mark, GB18030 or Big5; `marks` as in `read_bounded`."""
     with path.open("rb") as file:
         data = read_bounded(file, str(path), marks)
-    for encoding in ("utf-8-sig", "gb18030"):
+    marked = [encoding for mark, encoding in MARKS.items() if data.startswith(mark)]
+    with suppress(UnicodeDecodeError):
+        return data.decode([*marked, "utf-8-sig"][0])
+    found = []
+    for encoding in ("gb18030", "big5hkscs"):
         with suppress(UnicodeDecodeError):
-            return data.decode(encoding)
-    fail(f"{path} is neither UTF-8 nor GB18030 text; save it as UTF-8")
+            found.append(data.decode(encoding))
+    # Most bytes of the one can be read as the other. The wrong one gives rare characters.
+    best = max(found, key=share_of_common, default="")
+    if share_of_common(best) < 0.8:
+        fail(f"{path} is not clearly UTF-8, UTF-16, GB18030 or Big5 text; save it as UTF-8")
+    return best
 
 
-def read_csv(path: Path) -> list[list[str]]:
+def share_of_common(content: str) -> float:
+    """The share of the Chinese characters of a text, 0 to 1, that are common, simplified or traditional."""
+    letters = re.findall("[\u3400-\u9fff\ue000-\uffff\U00020000-\U0003ffff]", content[:100_000])
+    return sum(map(is_common, letters)) / max(1, len(letters))
+
+
+def is_common(letter: str) -> bool:
+    """Whether a character stands in level 1 of GB 2312 or of Big5, which hold the common ones."""
+    codes = letter.encode("gb2312", "ignore"), letter.encode("big5", "ignore")
+    return b"\xb0\xa1" <= codes[0] <= b"\xd7\xf9" or b"\xa4\x40" <= codes[1] <= b"\xc6\x7e"
+
+
+def read_csv(path: Path) -> Table:
     """The lines of a CSV file, separated by commas, semicolons or tabs."""
     content = decode(path, b",;\t\n")
-    # Excel writes semicolons or tabs in some languages. The line of headings shows which.
-    separator = max(",;\t", key=content.partition("\n")[0].count)
+    # Excel writes semicolons or tabs in some languages. The first line that is more than a title shows which.
+    first = next((line for line in content[:10_000].splitlines() if re.search("[,;\t]", line)), "")
     # If it were not strict, a forgotten quotation mark would swallow the rows up to the next one.
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
     try:
-        return list(reader)
+        return Table(list(reader))
     except csv.Error as error:
         fail(f"{path}, line {reader.line_num}: not CSV ({error}); is a quotation mark missing?")
 
 
-def read_objects(path: Path) -> list[list]:
+def read_objects(path: Path) -> Table:
     """The keys of all objects of a JSON lines file as headings, and below them the values of each object."""
     rows = []
     for number, line in enumerate(decode(path, b"[{,\n").split("\n"), 1):
@@ -100,30 +138,40 @@ def read_objects(path: Path) -> list[list]:
         rows.append(row)
     header = list(dict.fromkeys(key for row in rows for key in row))
     check_size(path, len(rows), len(header))
-    return [header, *([row.get(key) for key in header] for row in rows)]
+    return Table([header, *([row.get(key) for key in header] for row in rows)])
 
 
 # --- workbooks ---
 
 
-def read_workbook(path: Path) -> list[list[str]]:
-    """The rows of a workbook's first sheet: the values last computed, not the formulas."""
+def read_workbook(path: Path, rate: Callable[[list[list]], int]) -> Table:
+    """The best rated of a workbook's visible sheets: the values last computed, not the formulas."""
+    from openpyxl.reader.excel import ExcelReader
+
     with path.open("rb") as file:
         data = read_bounded(file, str(path), b"")
     try:
-        with open_zip(data) as zipped:
+        with open_zip(data) as zipped, warnings.catch_warnings():
             check_parts(path, zipped)
-        with warnings.catch_warnings():
             # openpyxl warns of styles and extensions that it does not know. They do not change the values.
             warnings.simplefilter("ignore")
-            return place_rows(path, first_sheet(data))
+            reader = ExcelReader(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
+            reader.read()
+            parts = {sheet.name: link.target for sheet, link in reader.parser.find_sheets()}
+            sheets = [sheet for sheet in reader.wb.worksheets if sheet.sheet_state == "visible"]
+            if not sheets:
+                raise ValueError("no visible sheet was found; a workbook in Excel's strict format cannot be read")
+            best = max(sheets, key=lambda sheet: rate(read_rows(sheet, HEAD))) if len(sheets) > 1 else sheets[0]
+            with zipped.open(parts[best.title]) as part:
+                rows, merged = look_through(path, best.title, part)
+            lines = read_rows(best, rows)
+            fill_merged(lines, merged)
     except Exception as error:
         # openpyxl hands on what its XML parsers and its own checks raise, and wraps some of it.
         cause = error.__cause__ or error
-        fail(
-            f"{path} cannot be read as an Excel workbook ({type(cause).__name__}: {cause}); "
-            "save it as .xlsx anew, or as CSV"
-        )
+        words = cause if type(cause) is ValueError else f"{type(cause).__name__}: {cause}"
+        fail(f"{path} cannot be read as an Excel workbook ({words}); save it as .xlsx anew, or as CSV")
+    return Table(lines, best.title, tuple(sheet.title for sheet in sheets if sheet is not best))
 
 
 def check_parts(path: Path, zipped: zipfile.ZipFile) -> None:
@@ -136,72 +184,105 @@ def check_parts(path: Path, zipped: zipfile.ZipFile) -> None:
         read_bounded(zipped.open(part), f"{path}: {part.filename}", b"<=")
 
 
-def first_sheet(data: bytes) -> Iterator[tuple[int, list[dict]]]:
-    """Row number and cells of each row of a workbook's first sheet, in the order of the file.
+def look_through(path: Path, sheet: str, part: IO[bytes]) -> tuple[int, list[str]]:
+    """The number of a sheet's last row, and its merged ranges such as `A2:A3`.
 
-    Each cell is a dictionary with openpyxl's `row`, `column` (both from 1), `value` and `data_type`.
+    Raises ValueError for what openpyxl would lose without a word: rows and cells in the wrong place, and formulas
+    whose values were never computed. Ends the program if the sheet is too large.
     """
-    import openpyxl
-    from openpyxl.worksheet._reader import DATA_TAG, ROW_TAG, WorkSheetParser
-    from openpyxl.xml.functions import iterparse
+    from openpyxl.utils import coordinate_to_tuple
 
-    book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
-    if not book.worksheets:
-        raise ValueError("no sheet with cells was found; a workbook in Excel's strict format cannot be read")
-    sheet = book.worksheets[0]
-    # The sheet's own iter_rows silently drops a row whose number occurs twice, takes memory for as many cells as a row
-    # claims to have, and fails on odd settings that stand behind the cells. So its parser is given row after row.
-    with sheet._get_source() as source:
-        parser = WorkSheetParser(
-            source,
-            sheet._shared_strings,
-            data_only=True,
-            epoch=book.epoch,
-            date_formats=book._date_formats,
-            timedelta_formats=book._timedelta_formats,
-        )
-        for _, element in iterparse(source):
-            if element.tag == DATA_TAG:
-                return
-            if element.tag == ROW_TAG:
-                if len(element) > MOST_COLUMNS:
-                    raise ValueError(f"a row has {len(element):,} cells, more than {MOST_COLUMNS:,}")
-                yield parser.parse_row(element)
-                element.clear()
+    row = column = cells = 0
+    merged = []
+    for event, element in iterparse(part, ("start", "end")):
+        tag = element.tag.rpartition("}")[2]
+        if (event, tag) == ("start", "row"):
+            row, column = following(row, int(element.get("r") or row + 1), MOST_ROWS, f"sheet {sheet}: row"), 0
+        elif (event, tag) == ("end", "c"):
+            place = element.get("r")
+            number = coordinate_to_tuple(place)[1] if place else column + 1
+            number = following(column, number, MOST_COLUMNS, f"sheet {sheet}, row {row}: column")
+            cells, column = cells + number - column, number
+            computed = element.find("{*}f") is None or element.findtext("{*}v") or element.get("t") == "str"
+            if not computed:
+                raise ValueError(f"{cell_name(sheet, row, column - 1)}: Excel never computed its formula")
+        elif (event, tag) == ("end", "row"):
+            element.clear()
+            check_size(path, cells, 1)
+        elif (event, tag) == ("end", "mergeCell"):
+            merged.append(element.get("ref"))
+    return row, merged
 
 
-def place_rows(path: Path, rows: Iterable[tuple[int, list[dict]]]) -> list[list[str]]:
-    """The texts of a sheet, each row at its number; raises ValueError if two rows share one, or it is too large."""
+def following(last: int, number: int, most: int, what: str) -> int:
+    """The number, which must be above the last one; raises ValueError otherwise, or if it is too high."""
+    if not last < number <= most:
+        raise ValueError(f"{what} {number} stands in the wrong place")
+    return number
+
+
+def cell_name(sheet: str, row: int, place: int) -> str:
+    """A cell's name as users read it: `sheet 商品, cell C3`. row: from 1; place: the number of its column, from 0."""
+    from openpyxl.utils import get_column_letter
+
+    return f"{f'sheet {sheet}, ' if sheet else ''}cell {get_column_letter(place + 1)}{row}"
+
+
+def read_rows(sheet, count: int) -> list[list[str]]:
+    """The texts of the first `count` rows of a sheet, which is openpyxl's, read only."""
+    # The size that a sheet claims to have may be wrong.
+    sheet.reset_dimensions()
     lines: list[list[str]] = []
-    cells = 0
-    for number, row in rows:
-        if not len(lines) < number <= MOST_ROWS:
-            raise ValueError(f"row {number} stands in the wrong place")
-        lines += [[] for _ in range(number - len(lines))]
-        lines[-1] = place_cells(number, row)
-        cells += len(lines[-1])
-        check_size(path, cells, 1)
+    try:
+        # What stands behind the last row is not read. openpyxl would fail on odd settings there.
+        for row in islice(sheet.iter_rows(), count):
+            lines.append([value_text(cell, sheet.parent.epoch) for cell in row])
+    except Exception as error:
+        raise ValueError(f"sheet {sheet.title}, row {len(lines) + 1}: {type(error).__name__}: {error}") from None
     return lines
 
 
-def place_cells(number: int, cells: list[dict]) -> list[str]:
-    """The texts of a row, each in its column; raises ValueError if two cells share one, or it is too large."""
-    line: list[str] = []
-    for cell in cells:
-        column = cell["column"]
-        if not len(line) < column <= MOST_COLUMNS:
-            raise ValueError(f"column {column} of row {number} stands in the wrong place")
-        line += [""] * (column - 1 - len(line))
-        line.append(value_text(cell["value"]))
-    return line
+def fill_merged(lines: list[list[str]], merged: list[str]) -> None:
+    """Gives the value of a merged cell to each row that it spans and that has a value of its own."""
+    from openpyxl.utils import range_boundaries
+
+    blank = [not any(line) for line in lines]
+    filled = 0
+    for left, top, _, bottom in map(range_boundaries, merged):
+        value = lines[top - 1][left - 1] if top <= len(lines) and left <= len(lines[top - 1]) else ""
+        filled += min(bottom, len(lines)) - top
+        if filled > MOST_CELLS:
+            raise ValueError(f"more than {MOST_CELLS:,} cells are merged")
+        for number in range(top, min(bottom, len(lines)) if value else 0):
+            line = lines[number]
+            line += [""] * (left - len(line))
+            line[left - 1] = line[left - 1] or ("" if blank[number] else value)
 
 
-def value_text(value: object) -> str:
-    """The value of an Excel cell as text: 299.0 as 299, bar codes without exponent, dates as 2024-01-01."""
+def value_text(cell, epoch: datetime) -> str:
+    """The value of an Excel cell as Excel shows it: 299.0 as 299, bar codes without exponent, dates as 2024-01-01."""
+    from openpyxl.utils.escape import unescape
+
+    value = cell.value
     if isinstance(value, bool):
         return str(value).upper()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, datetime):
-        return value.isoformat(" ").removesuffix(" 00:00:00")
-    return text(value)
+    if isinstance(value, int | float):
+        value = number_text(value, cell, epoch)
+    if isinstance(value, date):
+        return value.isoformat(*[" "] if isinstance(value, datetime) else []).removesuffix(" 00:00:00")
+    # Excel writes a carriage return and other control characters as _x000D_.
+    return unescape(value) if isinstance(value, str) and "_x" in value else text(value)
+
+
+def number_text(value: float, cell, epoch: datetime) -> object:
+    """A number as text, with its percent sign, unit or leading zeros; a date if its format is one of East Asia."""
+    from openpyxl.utils.datetime import from_excel
+
+    if cell.style_array.numFmtId in DATES:
+        return from_excel(value, epoch)
+    form = cell.number_format
+    if "%" in form:
+        return f"{value * 100:.15g}%"
+    unit = re.fullmatch(r'[#0,.]+ ?"([^"]*)"', form)
+    digits = str(int(value)) if value == value // 1 else f"{value:.15g}"
+    return digits.zfill(len(form) if set(form) == {"0"} else 0) + (unit[1] if unit else "")

@@ -1,5 +1,6 @@
 """Runs llamafactory-cli under supervision: a kill or a full disk loses nothing, and a failure is said in one line."""
 
+import ctypes
 import os
 import re
 import shutil
@@ -15,6 +16,10 @@ from lib.files import fail
 from lib.run_folder import going_on, say
 
 GPU_FULL = re.compile(r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED")
+MEMORY_FULL = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory|^MemoryError\b", re.MULTILINE)
+# The exit status of a run whose memory ran out. With smaller batches it may succeed.
+OUT_OF_MEMORY = 75
+LIBC = ctypes.CDLL(None)
 DISK_FULL = re.compile(r"No space left on device|os error 28\b|Disk quota exceeded|PytorchStreamWriter failed")
 ERROR = re.compile(r"^(?:\[rank\d+\]: *)?((?:[\w.]+(?:Error|Exception)\b|error: ).*)", re.MULTILINE)
 # The keys that set the batch size and the accumulation, with LLaMA-Factory's defaults.
@@ -31,11 +36,19 @@ def find_cli() -> str:
     return shutil.which("llamafactory-cli", path=places) or fail("there is no llamafactory-cli; run `make setup`")
 
 
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """For a new process: has the system send it a signal when its parent ends, even by a kill. Works on Linux."""
+    if sys.platform == "linux":
+        # PR_SET_PDEATHSIG
+        LIBC.prctl(1, number)
+
+
 def supervise(words: list[str], settings: dict, folder: Path, lock: IO[str] | None = None, **variables: str) -> None:
     """Runs `llamafactory-cli WORDS` in a process group of its own, with `variables` in its environment.
 
     Its stderr is shown as it comes, except for a traceback at the end. Ends the program with one line if the run fails
-    or is stopped. `folder`: where the run writes; the error log stands beside it. `lock`: the folder's open lock file.
+    or is stopped; the exit status is OUT_OF_MEMORY if memory ran out. Only a training outlives this program. `folder`:
+    where the run writes; the error log stands beside it. `lock`: the folder's open lock file.
     """
     stopped, child = [], None
 
@@ -57,6 +70,7 @@ def supervise(words: list[str], settings: dict, folder: Path, lock: IO[str] | No
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=None if settings.get("do_train") else end_with_parent,
         pass_fds=[lock.fileno()] if lock else [],
     )
     if lock:
@@ -76,7 +90,12 @@ def supervise(words: list[str], settings: dict, folder: Path, lock: IO[str] | No
         say(f"Stopped; {again}")
         raise SystemExit(128 + stopped[0])
     if status:
-        fail(f"{explain(held.decode(errors='replace'), status, settings, folder)}; {again}")
+        output = held.decode(errors="replace")
+        problem = f"{explain(output, status, settings, folder)}; {again}"
+        if status == -signal.SIGKILL or GPU_FULL.search(output) or MEMORY_FULL.search(output):
+            say(f"error: {problem}")
+            raise SystemExit(OUT_OF_MEMORY)
+        fail(problem)
     sys.stderr.buffer.write(held)
 
 
@@ -109,6 +128,8 @@ def explain(output: str, status: int, settings: dict, folder: Path) -> str:
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
     if GPU_FULL.search(output):
         return f"out of GPU memory: end what else is on the card (nvidia-smi), or {save_memory(settings)}{more}"
+    if MEMORY_FULL.search(output):
+        return f"out of memory: end other programs, or {save_memory(settings)}{more}"
     if DISK_FULL.search(output) or free < 2**20:
         return f"the disk of {folder} is full: make room, or name a folder on another disk"
     if status == -signal.SIGKILL:

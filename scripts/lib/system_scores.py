@@ -9,9 +9,11 @@ import signal
 from collections import Counter
 
 import numpy as np
-from lib import metrics
+from lib import features, metrics
 from lib.attributes import parse_attributes
+from lib.form import repetition
 from lib.intervals import ci95, draw_rows, ratio
+from lib.law import find_hits
 from lib.metrics import Key
 from lib.predictions import Predictions, Rows
 from tqdm import tqdm
@@ -34,12 +36,13 @@ def score_systems(systems: dict[str, Predictions], data: Rows, train: Rows | Non
     # Sorted, because the order of a set changes from run to run and long ads take longest.
     overlaps = score_overlaps(sorted(pairs))
     values = metrics.vocabulary(data.contents + (train.contents if train else []))
+    lexicon = features.learn(*train) if train else None
     found, samples = {}, {}
     for name, (texts, labels, _) in systems.items():
         own = [overlaps[pair] for pair in zip(texts, labels, strict=True)]
         copies = metrics.find_copies(texts, train.references) if train else None
         contents = data.contents[: len(texts)]
-        found[name], samples[name] = score_system(contents, texts, labels, own, values, copies)
+        found[name], samples[name] = score_system(contents, texts, labels, own, values, copies, lexicon)
     keys = Counter(key for content in data.contents for key in {key for key, _ in parse_attributes(content)})
     return {
         "systems": {name: entries(found[name], samples[name]) for name in systems},
@@ -83,22 +86,30 @@ def score_system(contents, texts, references, *rest) -> tuple[dict[Key, float], 
     return found, samples
 
 
-def row_ratios(contents, texts, references, overlaps, values, copies=None) -> dict[Key, np.ndarray]:
+def row_ratios(contents, texts, references, overlaps, values, copies=None, lexicon=None) -> dict[Key, np.ndarray]:
     """Key → array (rows, 2); the score is the sum of the first column over that of the second.
 
     All lists have one entry for each row. `overlaps` holds the four overlap scores against the row's reference,
-    `copies` whether the text is a copy of a training ad; `values` is a `metrics.vocabulary`. Length is the number of
-    characters over that of the reference.
+    `copies` whether the text is a copy of a training ad; `values` is a `metrics.vocabulary`, `lexicon` what `features`
+    learnt from the training rows. Length is the number of characters over that of the reference; unsupported is the
+    number of features in a text that its product does not imply. An ad has forbidden words, or only words to be proved:
+    see `lib.law`.
     """
     ones = np.ones(len(texts))
     columns = zip(metrics.OVERLAP, np.transpose(overlaps), strict=True)
     ratios = {(name, ""): np.stack([column, ones], 1) for name, column in columns}
     ratios |= metrics.attribute_ratios(contents, texts, values)
-    ratios["repetition-4", ""] = np.stack([[metrics.repetition(text) for text in texts], ones], 1)
+    ratios["repetition-4", ""] = np.stack([[repetition(text) for text in texts], ones], 1)
     lengths = [(len(text), len(reference)) for text, reference in zip(texts, references, strict=True)]
     ratios["length", ""] = np.array(lengths, float)
     if copies is not None:
         ratios["copied", ""] = np.stack([copies, ones], 1)
+    if lexicon:
+        rows = zip(contents, texts, strict=True)
+        ratios["unsupported", ""] = np.stack([[len(features.unsupported(*row, lexicon)) for row in rows], ones], 1)
+    levels = [{hit.level for hit in find_hits(*pair)} for pair in zip(contents, texts, strict=True)]
+    ratios["forbidden", ""] = np.stack([["ban" in found for found in levels], ones], 1)
+    ratios["unproved", ""] = np.stack([[found == {"caution"} for found in levels], ones], 1)
     return ratios
 
 

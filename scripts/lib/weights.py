@@ -1,7 +1,10 @@
-"""Whether files of weights are whole. Only their first and last bytes are read, and torch is not needed."""
+"""Files of weights: whether they are whole, and which model's they are. Only their first and last bytes are read."""
 
+import hashlib
 import json
+import os
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -9,11 +12,8 @@ def is_whole(path: Path) -> bool:
     """Whether a .safetensors, .json or torch file has its end."""
     try:
         if path.suffix == ".safetensors":
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                tensors = json.loads(file.read(min(length, 10**8)))
-            ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
-            return path.stat().st_size == 8 + length + max(ends)
+            length, tensors = read_header(path)
+            return path.stat().st_size == 8 + length + max(entry["data_offsets"][1] for entry in tensors.values())
         if path.suffix == ".json":
             return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
         # torch.save writes a zip archive. Its list of contents comes last.
@@ -21,6 +21,22 @@ def is_whole(path: Path) -> bool:
         return True
     except (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile):
         return False
+
+
+def read_header(path: Path) -> tuple[int, dict[str, dict]]:
+    """The length of a .safetensors file's header in bytes, and its tensors: name → dtype, shape and data_offsets."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        tensors = json.loads(file.read(min(length, 10**8)))
+    return length, {name: entry for name, entry in tensors.items() if name != "__metadata__"}
+
+
+def read_json(path: Path | None) -> dict:
+    """The object in a JSON file of a model or a run; an empty one if there is none that can be read."""
+    with suppress(OSError, ValueError, AttributeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def weights_fault(folder: Path) -> str:
@@ -35,11 +51,29 @@ def weights_fault(folder: Path) -> str:
     return ""
 
 
-def weights_size(model: str) -> int:
-    """Bytes of a model's safetensors in its folder or in the hub's cache; 0 if they are not on this machine."""
+def local_folder(model: str) -> Path | None:
+    """The folder of a model on this machine: its own, or its snapshot in the hub's cache; None if there is none."""
+    if Path(model).is_dir() or model.count("/") != 1:
+        return Path(model) if Path(model).is_dir() else None
     from huggingface_hub import try_to_load_from_cache
 
-    config = Path(model) / "config.json"
-    if not config.exists():
-        config = try_to_load_from_cache(model, "config.json") if model.count("/") == 1 else None
-    return sum(path.stat().st_size for path in Path(config).parent.glob("*.safetensors")) if config else 0
+    with suppress(ValueError):
+        config = try_to_load_from_cache(model, "config.json")
+        return Path(config).parent if isinstance(config, str) else None
+    return None
+
+
+def weights_size(model: str) -> int:
+    """Bytes of a model's safetensors in its folder or in the hub's cache; 0 if they are not on this machine."""
+    folder = local_folder(model)
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
+
+
+def fingerprint(folder: Path | None) -> dict[str, str]:
+    """What tells a model's weights from others: each file's size, and a checksum of its last mebibyte."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")) if folder else []:
+        with path.open("rb") as file:
+            file.seek(-min(path.stat().st_size, 2**20), os.SEEK_END)
+            found[path.name] = f"{path.stat().st_size} bytes, ends in {hashlib.sha256(file.read()).hexdigest()}"
+    return found

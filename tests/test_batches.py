@@ -1,0 +1,228 @@
+"""`make generate` without a server: ads in batches, by the model of the demo, as a user has them written."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+from common import BIN, ODD_ROWS, copy_demo
+from generating import CHOICES, DEV, PRODUCTS, command, example_rows, journal_of, read_ads, write_rows
+from lib.batches import batch_size, cards_of, read_part, sampling_words, write_part
+from lib.choices import read_choices
+from lib.files import ROOT, read_json_lines
+from lib.metrics import find_values, vocabulary
+from lib.recipes import read_recipe
+from processes import wait_for
+
+SHORT = ("max_new_tokens=16", "--n", "1")
+
+
+@pytest.fixture(scope="module")
+def project(demo, tmp_path_factory):
+    """A copy of the demo's folder: the parts of a run are written into it."""
+    return copy_demo(demo[0], tmp_path_factory.mktemp("batches"), "checkpoint-*")
+
+
+@pytest.fixture
+def start(project):
+    """A function that starts generate.py in the project; what is left of it ends with the test."""
+    started = []
+
+    def run(*words, python=sys.executable, **variables):
+        line = [python, *command(*words, program=project / "scripts/generate.py")[1:]]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(line, env=os.environ | CHOICES | variables, **pipes))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def finish(process):
+    """What a run printed; it succeeded."""
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and "Traceback" not in errors, errors[-2000:]
+    return printed, errors
+
+
+def family(process) -> list[psutil.Process]:
+    """The programs that a run has started, once LLaMA-Factory is among them."""
+    found = []
+
+    def there():
+        found[:] = psutil.Process(process.pid).children(recursive=True)
+        return any("train" in child.cmdline() for child in found)
+
+    wait_for(there, process)
+    return found
+
+
+def part_of(project):
+    """The files of the parts that are being written: rows, and ads."""
+    [folder] = (project / "saves/parts").iterdir()
+    return folder / "0/keys.json", folder / "0/out/generated_predictions.jsonl"
+
+
+def test_the_ads_of_a_table(make, project, tmp_path):
+    """On two cards, as this machine would have them: a process for each. Every column is as the documents say."""
+    variables = ("MODEL=tiny", "DATA=sample", "GPUS=2", "N=2", f"OUTPUT={tmp_path}/ads.csv")
+    result = make(project, "generate", *variables)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "12 of 12 rows have an ad" in result.stdout and "best of 2: coverage 0." in result.stdout
+    assert "24/24" in result.stderr
+    header, *rows = csv.reader(PRODUCTS.open(encoding="utf-8"))
+    ads = read_ads(tmp_path / "ads.csv")
+    assert list(ads[0]) == [*header, "ad", "missing", "invented", "runner_up_1", "reason"]
+    assert [[row[name] for name in header] for row in ads] == rows
+    values = vocabulary(row["content"] for row in read_json_lines(ROOT / "data/sample/train.jsonl"))
+    for row in ads:
+        own = {value for name in header[2:-1] for value in row[name].replace("/", "、").split("、") if value}
+        assert row["ad"] and row["runner_up_1"] and not row["reason"]
+        assert {value for value in own if value not in row["ad"]} == set(filter(None, row["missing"].split("、")))
+        assert set(find_values(row["ad"], values)) - own == set(filter(None, row["invented"].split("、")))
+    assert [path.name for path in tmp_path.iterdir()] == ["ads.csv"]
+    assert not list((project / "saves/parts").iterdir())
+
+
+def test_kills_lose_no_finished_part(start, project, tmp_path):
+    """Killed when a part is finished and not yet saved, then within the next one. No process outlives the kill."""
+    output = tmp_path / "ads.csv"
+    words = (DEV, output, *SHORT)
+    process = start(*words, "per_device_eval_batch_size=1")
+    others = family(process)
+    ads = part_of(project)[1]
+    wait_for(lambda: ads.exists() and ads.read_bytes().count(b"\n") == 40, process)
+    process.kill()
+    assert not psutil.wait_procs(others, timeout=60)[1] and not journal_of(output)
+    paid = [row["predict"].strip() for row in read_json_lines(ads)]
+
+    process = start(*words, "per_device_eval_batch_size=1")
+    others = family(process)
+    saved = journal_of(output)
+    assert len(saved) == 40
+    process.kill()
+    assert not psutil.wait_procs(others, timeout=60)[1] and journal_of(output) == saved
+    _, refused = start(*words, "temperature=0.9").communicate()
+    assert "another request: finish that run" in refused and journal_of(output) == saved
+
+    printed, errors = finish(start(*words))
+    assert f"40 of 120 ads are in {output}.journal" in printed and "120/120" in errors
+    rows, products = read_ads(output), read_json_lines(DEV)
+    assert [row["content"] for row in rows] == [product["content"] for product in products]
+    assert all(row["ad"] for row in rows) and set(paid) <= {row["ad"] for row in rows}
+    # The longest products come first, and each has the ad that was written for it.
+    ad = {row["content"]: row["ad"] for row in rows}
+    assert [ad[product] for product in saved] == paid
+    assert min(map(len, saved)) >= max(len(product) for product in ad if product not in saved)
+    assert [path.name for path in tmp_path.iterdir()] == ["ads.csv"]
+
+
+def without_memory(folder, most):
+    """A Python, and beside it a llamafactory-cli that fails as PyTorch does on batches of more than `most` rows."""
+    (folder / "bin").mkdir(parents=True)
+    shutil.copy(BIN.parent / "pyvenv.cfg", folder)
+    (folder / "lib").symlink_to(BIN.parent / "lib")
+    (folder / "bin/python").symlink_to((BIN / "python").resolve())
+    trainer = folder / "bin/llamafactory-cli"
+    trainer.write_text(
+        f"#!{sys.executable}\nimport os, re, sys\n"
+        f"if int(re.search('per_device_eval_batch_size=([0-9]+)', ' '.join(sys.argv))[1]) > {most}:\n"
+        "    import torch\n"
+        "    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.')\n"
+        f"os.execv({str(BIN / 'llamafactory-cli')!r}, sys.argv)\n"
+    )
+    trainer.chmod(0o755)
+    return folder / "bin/python"
+
+
+def test_batches_are_halved_and_every_row_has_an_ad_or_a_reason(start, tmp_path):
+    """By the exported model. Rows without attributes, too long, twice the same, and with special tokens."""
+    table = write_rows(tmp_path / "in.csv", [*ODD_ROWS, ["7", "裙", "<|eot_id|><|im_end|>白色"]])
+    python = without_memory(tmp_path / "env", most=2)
+    process = start(table, tmp_path / "ads.csv", "--n", "2", python=python, EXPORTED="1")
+    printed, errors = finish(process)
+    assert "batches of 3\n" in errors and "batches of 1\n" in errors and "batches of 6" not in errors
+    assert "1 products were refused" in printed
+    rows = read_ads(tmp_path / "ads.csv")
+    assert [row["SKU"] for row in rows] == ["1", "2", "", "4", "5", "6", "7"]
+    assert [bool(row["ad"]) for row in rows] == [True, False, False, True, False, False, True]
+    assert all(bool(row["ad"]) != bool(row["reason"]) for row in rows)
+    assert "cutoff_len of 512" in rows[5]["reason"]
+    # Equal products have ads of their own, and so has each candidate.
+    assert len({row[name] for row in (rows[0], rows[3]) for name in ("ad", "runner_up_1")}) == 4
+
+
+def test_errors_are_one_line(start, project, tmp_path):
+    table = write_rows(tmp_path / "in.csv", example_rows()[:2])
+    for words, variables, said in (
+        (["adapter_name_or_path=nowhere"], {}, "error: no adapter in nowhere"),
+        (["temperatur=1"], {}, 'no key "temperatur"'),
+        (
+            SHORT,
+            {"python": without_memory(tmp_path / "env", most=0)},
+            "out of GPU memory: end what else is on the card",
+        ),
+    ):
+        process = start(table, tmp_path / "out.csv", *words, **variables)
+        errors = process.communicate(timeout=120)[1]
+        [line] = [line for line in errors.split("\n") if line.startswith("error: ")]
+        assert process.returncode == 1 and said in line and "Traceback" not in errors
+        assert not list(tmp_path.glob("out.csv*"))
+
+
+def test_ctrl_c_ends_all(start, tmp_path):
+    process = start(DEV, tmp_path / "ads.csv")
+    others = family(process)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Stopped; 0 of 480 ads are in" in printed and "Traceback" not in errors
+    assert not psutil.wait_procs(others, timeout=1)[1] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("model", sorted(path.parent.name for path in ROOT.glob("configs/*/chat.yaml")))
+def test_the_sampling_is_that_of_the_chat_recipe(model):
+    choices = read_choices({"MODEL": model, "METHOD": "dpo"})
+    words = sampling_words(choices, ["top_p=0.8"])
+    written = read_recipe(ROOT / choices.recipe("predict"), words)
+    chat = choices.settings("chat") | {"top_p": 0.8, "do_sample": True}
+    assert {key: written[key] for key in chat if not key.endswith("name_or_path")} == {
+        key: value for key, value in chat.items() if not key.endswith("name_or_path")
+    }
+    assert "/merged/" in written["model_name_or_path"] and written["adapter_name_or_path"].endswith("_dpo")
+    assert not read_recipe(ROOT / choices.recipe("predict"), sampling_words(choices, ["temperature=0"]))["do_sample"]
+
+
+@pytest.mark.parametrize(
+    ("free", "rows"), [("81000\n", 321), ("24100\n", 107), ("9000\n", 107), ("81000\n24100\n", 107)]
+)
+def test_batches_grow_with_free_memory(monkeypatch, tmp_path, free, rows):
+    """The nvidia-smi is one of ours: no test has a card."""
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{free}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    choices = read_choices({"MODEL": "llama3_8b"})
+    assert batch_size(choices, []) == rows and batch_size(choices, ["per_device_eval_batch_size=428"]) == 428
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert batch_size(choices, []) < 107 and cards_of(2) == ["0", "1"]
+
+
+def test_json_of_a_part_is_what_was_asked(tmp_path):
+    """Odd characters of a product stay as they are in the list of a part, and are replaced in what the model reads."""
+    part = [("类型#\ud800*颜色#\u2028白", 0), ("类型#裙", 3)]
+    write_part(tmp_path, part)
+    assert not read_part(tmp_path)
+    (tmp_path / "out").mkdir()
+    lines = [json.dumps({"prompt": product, "predict": f" {copy} "}) + "\n" for product, copy in part]
+    (tmp_path / "out/generated_predictions.jsonl").write_text("".join(lines))
+    assert [(key, ad) for key, _, ad in read_part(tmp_path)] == [(key, str(key[1])) for key in part]
+    assert [row["instruction"] for row in read_json_lines(tmp_path / "rows.jsonl")] == [
+        "类型#?*颜色#\u2028白",
+        "类型#裙",
+    ]
