@@ -192,10 +192,17 @@ def columns_of(place: str, file: Path, layout: Layout) -> Iterable[str]:
 def columns_of_rows(place: str, file: Path, layout: Layout) -> dict[str, None]:
     """The columns of a JSON file; ends the program at a row that LLaMA-Factory could not read."""
     found: dict[str, None] = {}
-    for line, row in read_objects(file):
-        if fault := row_fault(row, layout):
-            fail(f"{file}, line {line}: {fault} ({place})")
-        found |= dict.fromkeys(row)
+    try:
+        for line, row in read_objects(file):
+            if fault := row_fault(row, layout):
+                fail(f"{file}, line {line}: {fault} ({place})")
+            found |= dict.fromkeys(row)
+    except OSError as error:
+        fail(f"{file} cannot be read: {error.strerror or error} ({place})")
+    except UnicodeDecodeError:
+        fail(f"{file} is not UTF-8, which LLaMA-Factory needs: save it as UTF-8 ({place})")
+    except (ValueError, RecursionError) as error:
+        fail(f"{file} is neither JSON lines nor a JSON array: {error} ({place})")
     return found or fail(f"{place}: {file} holds no row")
 
 
@@ -214,33 +221,20 @@ def row_fault(row: object, layout: Layout) -> str:
 
 
 def read_objects(file: Path) -> Iterator[tuple[int, object]]:
-    """Line number and value of each row of a UTF-8 file of JSON objects or of one JSON array (then: place in it)."""
-    try:
-        with file.open("rb") as opened:
-            data = read_bounded(opened, str(file))
-        # LLaMA-Factory's reader takes a byte order mark before JSON lines, but not before an array.
-        text = data.decode("utf-8")
-        if text.removeprefix("\ufeff").lstrip()[:1] == "[":
-            yield from enumerate(json.loads(text), 1)
-            return
-    except OSError as error:
-        fail(f"{file} cannot be read: {error.strerror or error}")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        fail(f"{file}, line {line}: not UTF-8, which LLaMA-Factory needs; save it as UTF-8")
-    except (ValueError, RecursionError) as error:
-        fail(f"{file} starts as a JSON array, but is none ({error})")
-    yield from read_stream(file, text.removeprefix("\ufeff"))
+    """Line number and value of each row of a UTF-8 file of JSON objects or of one JSON array (then: its place in it).
 
-
-def read_stream(file: Path, text: str) -> Iterator[tuple[int, object]]:
-    """Line number and value of each of the JSON values in a text."""
+    Raises ValueError, of which UnicodeDecodeError is one, or RecursionError if the file is none.
+    """
+    with file.open("rb") as opened:
+        text = read_bounded(opened, str(file)).decode("utf-8")
+    # LLaMA-Factory's reader takes a byte order mark before JSON lines, but not before an array.
+    lines = text.removeprefix("\ufeff")
+    if lines.lstrip()[:1] == "[":
+        yield from enumerate(json.loads(text), 1)
+        return
     decoder, blank, line, place = json.JSONDecoder(), re.compile(r"\s*"), 1, 0
-    while (start := blank.match(text, place).end()) < len(text):
-        line += text.count("\n", place, start)
-        try:
-            value, place = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError) as error:
-            fail(f"{file}, line {line}: not JSON ({error}); is the file cut off?")
+    while (start := blank.match(lines, place).end()) < len(lines):
+        line += lines.count("\n", place, start)
+        value, place = decoder.raw_decode(lines, start)
         yield line, value
-        line += text.count("\n", start, place)
+        line += lines.count("\n", start, place)
