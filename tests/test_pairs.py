@@ -89,7 +89,7 @@ def test_only_training_rows_become_pairs(make, clone, words):
 def test_pairs_of_a_model_that_is_not_fine_tuned(make, clone):
     result = make(clone, "pairs", "MODEL=tiny", "DATA=sample", "ARGS=--rows 4 --samples 2")
     [line] = [line for line in result.stderr.split("\n") if line.startswith("error: ")]
-    assert result.returncode != 0 and "make train MODEL=tiny" in line and not (clone / "saves").exists()
+    assert result.returncode != 0 and "make train MODEL=tiny" in line and not (clone / "saves/Custom/full").exists()
 
 
 def test_rows_whose_samples_do_not_differ(make, demo, tmp_path):

@@ -96,14 +96,14 @@ def model_card(choices: Choices, settings: dict) -> str:
     runs = [trained(fine_tuned(choices)), run] if choices.method in PREFERENCE else [run]
     base = find_base(choices, runs[0])
     licence = find_licence(choices, base)
-    hub = read_json(ROOT / "dataset_info/dataset_info.json")["adgen_hub_train"]["hf_hub_url"]
+    hub = read_json(ROOT / "dataset_info/dataset_info.json").get("adgen_hub_train", {}).get("hf_hub_url")
     data = ModelCardData(
         language="zh",
         license=licence.id,
         library_name="transformers",
         pipeline_tag="text-generation",
         base_model=base or None,
-        datasets=[hub] if choices.data == "adgen" else None,
+        datasets=[hub] if hub and choices.data == "adgen" else None,
         tags=["llama-factory", "advertising", "product-descriptions"],
     )
     name = base.split("/")[-1].removeprefix("Meta-").replace("-", " ") or f"The stand-in {choices.model}"
@@ -144,7 +144,7 @@ def find_licence(choices: Choices, base: str) -> Licence:
 def describe_run(run: Path) -> str:
     """The recipe of a run without its paths, and the rows that it learnt from."""
     noted = read_notes(run)
-    if not noted:
+    if not {"recipe", "data", "versions"} <= set(noted):
         return f"`{run.name}` left no notes on its training.\n\n"
     recipe = {key: value for key, value in noted["recipe"].items() if "/" not in str(value)}
     rows = []
