@@ -64,9 +64,7 @@ def peak_rss(pid: int) -> float:
     return int(found[1]) / 2**20 if found else 0.0
 
 
-def watch(
-    command: list[str], log: Path, trainer_log: Path | None = None, limit: float = float("inf"), **variables: str
-) -> dict:
+def watch(command: list[str], log: Path, trainer_log: Path | None = None, **variables: str) -> dict:
     """Runs a command in the project's root on one GPU, with its output in `log`, and measures it.
 
     `trainer_log`: a file that the command writes line by line. `variables`: added to its environment. Returns
@@ -77,7 +75,7 @@ def watch(
     - peak_rss_gib: peak resident memory of the process, without its children;
     - lines: for each line of `trainer_log` the seconds after which it was there, to 0.01 s.
 
-    TimeoutError if it takes more than `limit` seconds. The command is then killed, as on any other error.
+    On Ctrl-C the command is killed.
     """
     readings, lines, rss, stop = [], [], 0.0, threading.Event()
     poll = threading.Thread(target=poll_memory, args=(readings, stop))
@@ -98,8 +96,6 @@ def watch(
             rss = max(rss, peak_rss(child.pid))
             if trainer_log and trainer_log.exists():
                 lines += [seconds] * (trainer_log.read_bytes().count(b"\n") - len(lines))
-            if seconds > limit and not ended:
-                raise TimeoutError
             time.sleep(0.01)
     finally:
         if child.poll() is None:

@@ -163,32 +163,8 @@ def describe(run: dict) -> str:
     return text + (f"; failed: `{run['error'].replace('`', chr(39))}`" if "error" in run else "")
 
 
-def comparison(results: dict) -> str:
-    """How much faster than the plain settings the runs of the same model are, and the most that the card could reach.
-
-    Empty without a run `plain` and another training to compare.
-    """
-    folders = {Path(run["recipe"]).parent for run in results["runs"] if run["name"] == "plain"}
-    # Rows of another model take other amounts of arithmetic.
-    runs = {run["name"]: run for run in results["runs"] if Path(run["recipe"]).parent in folders}
-    operations = [run["operations_per_row"] for run in runs.values() if "operations_per_row" in run]
-    if "operations_per_row" not in runs.get("plain", {}) or len(operations) < 2:
-        return ""
-    ratios = []
-    for name, run in runs.items():
-        slow = runs.get("predict_plain" if name.startswith("predict") else "plain", {})
-        if slow is not run and "rows_per_s" in slow and "rows_per_s" in run:
-            ratios.append(f"{name} {cell(run['rows_per_s'] / slow['rows_per_s'])}")
-    most = results["matmul"]["tflops"] * 1e12 / min(operations)
-    return (
-        f"Rows per second as a multiple of `plain` (predictions: of `predict_plain`): {', '.join(ratios)}.\n\n"
-        f"Upper bound: a training that uses the whole matrix rate and repeats no arithmetic trains {most:.0f} rows per "
-        f"second, {most / runs['plain']['rows_per_s']:.0f} times `plain`.\n\n"
-    )
-
-
 def format_results(results: dict) -> str:
-    """A results file as Markdown: the machine, a table of the runs, how they compare, and what each of them was."""
+    """A results file as Markdown: the machine, a table of the runs, and what each of them was."""
     card, matmul = results["gpu"], results["matmul"]
     if card != "CPU":
         card += f", {results['memory_gib']:.0f} GiB, driver {results['driver']}"
@@ -202,6 +178,5 @@ def format_results(results: dict) -> str:
         "Rows and tokens are those of the data set, without padding. Share of the matrix rate: the arithmetic of the "
         "training over what the machine does in plain matrix products in the same time. Spread: the distance between "
         "the fastest and the slowest repeat, or part of a single run, over the median.\n\n"
-        f"{comparison(results)}"
         "## What was run\n\n" + "".join(f"- {label}: {describe(run)}\n" for label, run in runs)
     )

@@ -28,7 +28,6 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,9 +38,10 @@ from lib.choices import read_choices
 from lib.files import ROOT, fail
 from lib.gpu import check_gpu
 from lib.recipes import read_recipe
+from lib.supervision import DEFAULTS, WRITING
 from lib.tables import align
 from measuring import PROGRAM, SCRATCH, check, shown
-from runs import Run, plan
+from variants import Run, plan
 
 # A run of a few steps has nothing to evaluate or save. "no" is quoted because YAML reads a bare `no` as false.
 SHORT = {
@@ -54,10 +54,6 @@ SHORT = {
     "plot_loss": "false",
     "report_to": "none",
 }
-# scripts/launch.py starts all runs with the first two variables, and what writes ads with the third. The measured runs
-# have them, too, unless the user sets others.
-LAUNCHED = {"LLAMAFACTORY_VERBOSITY": "WARN", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-WRITING = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")}
 
 
 class Setup(NamedTuple):
@@ -94,20 +90,21 @@ def short_run(run: Run, setup: Setup, folder: Path) -> dict[str, str]:
     return own
 
 
-def measure(run: Run, setup: Setup, limit: float) -> dict:
+def measure(run: Run, setup: Setup) -> dict:
     """Runs a recipe once and measures it.
 
     Returns the command, seconds, peak_gib and peak_rss_gib (measuring.watch says what they are), and the speed (see
-    speed.training_speed and speed.prediction_speed) or the `error` of a run that failed. TimeoutError after `limit`
-    seconds.
+    speed.training_speed and speed.prediction_speed) or the `error` of a run that failed.
     """
     folder, log = SCRATCH / "run", SCRATCH / f"{run.name}.log"
     shutil.rmtree(folder, ignore_errors=True)
     pairs = [f"{key}={value}" for key, value in (run.overrides | short_run(run, setup, folder)).items()]
     settings = read_recipe(run.recipe, pairs)
     words = ["train" if "stage" in settings else "export", shown(run.recipe), *pairs]
-    variables = WRITING if settings.get("do_predict") else {}
-    watched = measuring.watch([*PROGRAM, *words], log, folder / "trainer_log.jsonl", limit, **variables)
+    # As scripts/launch.py starts it, unless the user has set another value.
+    wanted = WRITING if settings.get("do_predict") else {}
+    variables = {name: os.environ.get(name, value) for name, value in wanted.items()}
+    watched = measuring.watch([*PROGRAM, *words], log, folder / "trainer_log.jsonl", **variables)
     found = {"command": shlex.join([*map("=".join, variables.items()), "llamafactory-cli", *words])}
     found |= {key: watched[key] for key in ("seconds", "peak_gib", "peak_rss_gib")}
     if watched["status"]:
@@ -121,21 +118,17 @@ def measure(run: Run, setup: Setup, limit: float) -> dict:
     return found
 
 
-def measure_all(runs: list[Run], setup: Setup, results: dict, path: Path, append: bool, end: float) -> list[Run]:
-    """Measures runs one after another and writes `results` to `path` after each; returns those it had no time for.
+def measure_all(runs: list[Run], setup: Setup, results: dict, path: Path) -> None:
+    """Measures runs one after another and writes `results` to `path` after each.
 
-    A run that has an entry in `results` gets a new one, or with `append` further repeats. Other entries stay. `end`: a
-    time of time.monotonic(). The run that is not finished then is killed and leaves no result.
+    A run that has an entry in `results` gets a new one. Other entries stay.
     """
     entries = {(entry["name"], entry["recipe"]): entry for entry in results["runs"]}
-    measured = {key: entry["measured"] for key, entry in entries.items() if append}
+    measured = {}
     for number, run in enumerate(runs):
         overrides = " ".join(f"{key}={value}" for key, value in run.overrides.items())
         print(f"{run.name} ({number + 1} of {len(runs)}): {shown(run.recipe)} {overrides}", flush=True)
-        try:
-            found = measure(run, setup, end - time.monotonic())
-        except TimeoutError:
-            return runs[number:]
+        found = measure(run, setup)
         command = found.pop("command")
         key = (run.name, shown(run.recipe))
         repeats = measured.setdefault(key, [])
@@ -155,7 +148,6 @@ def measure_all(runs: list[Run], setup: Setup, results: dict, path: Path, append
             speed.compute_elsewhere(results["runs"])
         measuring.write_results(path, results, speed.format_results(results))
         print("  " + ", ".join(f"{key}: {measuring.tidy(value)}" for key, value in found.items() if value), flush=True)
-    return []
 
 
 def stand_in(model: Path) -> tuple[str, int]:
@@ -219,8 +211,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="steps of a training run (default: 20)")
     parser.add_argument("--warmup", type=int, default=5, help="how many of them are not timed (default: 5)")
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="measure the list N times: A B A B")
-    parser.add_argument("--append", action="store_true", help="add repeats to the results that the file has")
-    parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="stop after this time")
     parser.add_argument("--out", type=Path, default=ROOT / "results/bench", help="folder for <gpu>.json and .md")
     options = parser.parse_intermixed_args()
     if not 0 < options.warmup <= options.steps // 2 or options.repeat < 1:
@@ -230,8 +220,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    end = time.monotonic() + options.limit
-    os.environ.update(LAUNCHED | os.environ)
+    os.environ.update(DEFAULTS | os.environ)
     choices = read_choices()
     model = ROOT / "configs" / choices.model
     runs = plan(model, options.words) * options.repeat
@@ -245,10 +234,8 @@ def main() -> None:
     prepare(model, base, adapter, data)
     path, results = open_results(options.out)
     setup = Setup(base, adapter, data, options.steps, options.warmup, results["matmul"]["tflops"])
-    left = measure_all(runs, setup, results, path, options.append, end)
+    measure_all(runs, setup, results, path)
     print(f"\n{shown(path)}\n{align(speed.result_lines(results))}")
-    if left:
-        print(f"Not measured, for lack of time: {', '.join(run.name for run in left)}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ PERCENT = re.compile(rb"(\d+)%\|")
 
 
 class Stage(NamedTuple):
-    """A stage: its name, the program with its words, and how many progress bars that program shows."""
+    """A stage: its name, the program with its words, and how many progress bars it shows that last a while."""
 
     name: str
     words: tuple[str, ...]
@@ -34,7 +34,7 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage("Base model", ("scripts/launch.py", "base"), 1),
-    Stage("Fine-tuning", ("scripts/launch.py", "train"), 2),
+    Stage("Fine-tuning", ("scripts/launch.py", "train"), 1),
     Stage("Evaluation", ("scripts/launch.py", "eval"), 3),
     Stage("Export", ("scripts/launch.py", "export"), 0),
     Stage("Three ads, best of 4", ("scripts/generate.py", "examples/attributes.csv", str(ADS)), 1),

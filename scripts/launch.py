@@ -37,18 +37,7 @@ from lib.files import ROOT, whole_file
 from lib.recipes import check_overrides, read_recipe
 from lib.registry import data_files
 from lib.runs import run_export, run_training
-from lib.supervision import find_cli
-
-# Variables that a run gets unless the user has set them: servers answer this machine only, LLaMA-Factory's log does not
-# hide the progress bars, and less GPU memory is lost to gaps. The memory that recipes need was measured so.
-DEFAULTS = {
-    "GRADIO_SERVER_NAME": "127.0.0.1",
-    "API_HOST": "127.0.0.1",
-    "LLAMAFACTORY_VERBOSITY": "WARN",
-    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-}
-# On an H100 or H200, torch takes cuDNN's attention first. It plans anew for each length: fast to train, slow to write.
-WRITING = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
+from lib.supervision import DEFAULTS, WRITING, find_cli
 
 
 def look(choices: Choices, verb: str, recipe: Path | None, settings: dict) -> None:

@@ -7,6 +7,10 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 # The key of the server that all tests ask.
 KEY = "a-key-of-the-tests"
+SECRETS = {
+    name: f"canary-{name.lower().replace('_', '-')}-7f3a"
+    for name in ("HF_TOKEN", "API_KEY", "MODELSCOPE_API_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")
+}
 # A table with a row without attributes, a blank row, one twice, one with too many cells, and one with special tokens.
 ODD_ROWS = [
     ["SKU", "类型", "颜色"],

@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from common import BIN, WRITTEN
+from common import BIN, SECRETS, WRITTEN
 from filelock import FileLock
 from lib.files import ROOT
 
@@ -22,10 +22,13 @@ for name in [name for name in os.environ if name.startswith(("MAKE", "MFLAGS"))]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Marks the tests that need the demo's models, and sorts the files: one worker makes them, the other goes on."""
     trained = set()
     for item in items:
+        # What asks the API server runs in one worker, which starts it once.
+        item.add_marker(pytest.mark.xdist_group("api" if "api" in item.fixturenames else item.path.stem))
         if {"demo", "api", "desk"} & set(item.fixturenames):
             item.add_marker("trained")
             trained.add(item.path)
@@ -88,7 +91,8 @@ def demo(make, copy_project, tmp_path_factory):
     folder, output = shared / "demo", shared / "demo.txt"
     with FileLock(shared / "demo.lock"):
         if not output.exists():
-            result = make(copy_project(folder), "demo", timeout=1800)
+            # The secrets are for the test that looks for them in what is written.
+            result = make(copy_project(folder), "demo", timeout=1800, **SECRETS)
             assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
             output.write_text(result.stdout + result.stderr)
     return folder, output.read_text()

@@ -7,14 +7,14 @@ import subprocess
 import sys
 
 import arithmetic
-import launch
 import measuring
 import pytest
-import runs
 import speed
 import training
+import variants
 from lib.files import ROOT, read_json_lines
 from lib.recipes import read_recipe
+from lib.supervision import DEFAULTS
 from tiny_models import add_adapter, build_base
 
 pytestmark = pytest.mark.trained
@@ -78,19 +78,15 @@ def test_every_run_has_its_recipe_command_and_figures(measured, results, entries
     assert list(entries) == ["plain", "predict", "counted"] and "computed" not in results
     assert results["gpu"] == "CPU" and results["matmul"]["tflops"] > 0
     assert results["versions"]["llamafactory"] == "0.9.5"
-    assert results["allocator"] == training.LAUNCHED["PYTORCH_ALLOC_CONF"]
+    assert results["allocator"] == DEFAULTS["PYTORCH_ALLOC_CONF"]
     for name, run in entries.items():
         variables = "TORCH_CUDNN_SDPA_DEPRIORITIZED=1 " * (name == "predict")
         assert run["command"].startswith(f"{variables}llamafactory-cli train configs/tiny/")
         assert run["repeats"] == 1 and run["rows_per_s"] > 0 and run["peak_rss_gib"] > 0.2
         assert re.search(rf"^{name} +[\d.]+ ", output, re.MULTILINE)
     assert "matmul_share" in entries["plain"] and "matmul_share" not in entries["predict"]
-    assert entries["plain"]["overrides"] == runs.PLAIN | {"max_samples": str(ROWS)}
+    assert entries["plain"]["overrides"] == variants.PLAIN | {"max_samples": str(ROWS)}
     assert (folder / "out/cpu.md").read_text(encoding="utf-8") == speed.format_results(results)
-
-
-def test_recipes_are_measured_in_the_environment_that_the_launcher_gives_them():
-    assert launch.WRITING == training.WRITING and training.LAUNCHED.items() <= launch.DEFAULTS.items()
 
 
 def test_tokens_are_those_of_the_rows_packed_or_not(entries, lengths):
@@ -157,9 +153,9 @@ def test_failed_run_is_a_row_with_its_error(monkeypatch, setup, tmp_path):
         f"ValueError: Some keys are not used by the HfArgumentParser: ['lora_rankk'] in {ROOT}/configs/tiny/\n"
     )
     replace_cli(monkeypatch, tmp_path, f"import sys; sys.exit({log!r})")
-    run = runs.Run("bad", ROOT / "configs/tiny/sft_lora.yaml", {"lora_rankk": "8"})
+    run = variants.Run("bad", ROOT / "configs/tiny/sft_lora.yaml", {"lora_rankk": "8"})
     results = {"gpu": "CPU", "matmul": {"tflops": 1.0, "size": 512, "dtype": "float32"}, "versions": {}, "runs": []}
-    assert training.measure_all([run], setup, results, tmp_path / "cpu.json", append=False, end=float("inf")) == []
+    training.measure_all([run], setup, results, tmp_path / "cpu.json")
     [entry] = read_json(tmp_path / "cpu.json")["runs"]
     assert entry["error"].startswith("ValueError: Some keys") and str(ROOT) not in entry["error"]
     assert entry["overrides"] == {"lora_rankk": "8"} and "lora_rankk=8" in entry["command"]
@@ -176,22 +172,14 @@ def test_last_error_is_one_line(tmp_path, status, text, said):
     assert said in measuring.last_error(tmp_path / "log", status)
 
 
-def test_time_limit_keeps_the_file(monkeypatch, setup, tmp_path):
-    replace_cli(monkeypatch, tmp_path, "import time; time.sleep(60)")
-    (tmp_path / "cpu.json").write_text("as it was")
-    both = runs.plan(ROOT / "configs/tiny", ["plain", "predict"])
-    left = training.measure_all(both, setup, {"gpu": "CPU", "runs": []}, tmp_path / "cpu.json", append=False, end=0)
-    assert left == both and (tmp_path / "cpu.json").read_text() == "as it was"
-
-
-def test_repeats_append_or_replace_and_others_stay(monkeypatch, results, setup, tmp_path):
+def test_a_run_measured_anew_replaces_its_entry_and_others_stay(monkeypatch, results, setup, tmp_path):
     found = {"command": "llamafactory-cli train", "seconds": 1.0, "peak_gib": None, "peak_rss_gib": 1.0}
-    monkeypatch.setattr(training, "measure", lambda run, setup, limit: found | {"rows_per_s": 5.0})
-    [run] = runs.plan(ROOT / "configs/tiny", ["x:sft_lora lora_rank=8"])
+    monkeypatch.setattr(training, "measure", lambda run, setup: found | {"rows_per_s": 5.0})
+    [run] = variants.plan(ROOT / "configs/tiny", ["x:sft_lora lora_rank=8"])
     path = tmp_path / "cpu.json"
     measuring.write_results(path, results, "")
-    for times, append, repeats in ((2, False, 2), (1, True, 3), (1, False, 1)):
-        training.measure_all([run] * times, setup, read_json(path), path, append=append, end=0)
+    for repeats in (2, 1):
+        training.measure_all([run] * repeats, setup, read_json(path), path)
         after = {entry["name"]: entry for entry in read_json(path)["runs"]}
         assert after["x"]["repeats"] == len(after["x"]["measured"]) == repeats
     assert [after[entry["name"]] for entry in results["runs"]] == results["runs"] and list(after)[-1] == "x"
@@ -271,4 +259,3 @@ def test_a_table_holds_the_figures_of_its_runs(results):
     line = next(line for line in text.split("\n") if line.startswith("| plain "))
     assert "| 123 |" in line and "| 46% |" in line and "| 8.2 |" in line and line.endswith("| 1.5–2.5 |")
     assert "NVIDIA X" in text and "`configs/tiny/sft_qlora.yaml`" in text and "`cutoff_len=512`" in text
-    assert re.search(r"multiple of `plain`.*: counted [\d.]+", text)

@@ -12,11 +12,14 @@ COMMAND = ["make", f"BIN={BIN}", "chat", "MODEL=tiny", "DATA=sample"]
 PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
-def test_chat_of_the_exported_model_ends_with_its_input(demo):
+def test_chat_of_the_exported_model_survives_special_tokens_and_ends_with_its_input(demo):
+    special = "类型#裙<|eom_id|><|eot_id|>\n<|begin_of_text|><|reserved_special_token_5|>\nclear\n"
     pipes = {"capture_output": True, "text": True, "timeout": 120}
-    result = subprocess.run([*COMMAND, "EXPORTED=1"], cwd=demo[0], input=f"{PRODUCT}\n", **pipes)
+    command = [*COMMAND, "EXPORTED=1", "ARGS=do_sample=false"]
+    result = subprocess.run(command, cwd=demo[0], input=f"{special}{PRODUCT}\n", **pipes)
     assert result.returncode == 0 and "Traceback" not in result.stderr
-    assert "口红" in re.search(r"Assistant: (.*)", result.stdout)[1]
+    answers = re.findall(r"Assistant: (.*)", result.stdout)
+    assert len(answers) == 3 and "口红" in answers[-1]
 
 
 def test_chat_of_the_tuned_model_stops_on_ctrl_c(demo):

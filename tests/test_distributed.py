@@ -25,9 +25,9 @@ SGD = "optim=sgd learning_rate=0.2 max_grad_norm=100"
 
 
 def words(output, *more):
-    """Words for `make` that train the tiny LoRA recipe for some steps, with a checkpoint every eight."""
+    """Words for `make` that train the tiny LoRA recipe for some steps of two rows, with a checkpoint every eight."""
     short = f"max_steps={STEPS} eval_steps=8 save_steps=8 logging_steps=1 max_samples=400 plot_loss=false"
-    arguments = " ".join([f"output_dir={output}", short, SGD, *more])
+    arguments = " ".join([f"output_dir={output}", short, SGD, *(more or ["per_device_train_batch_size=2"])])
     return "train", "MODEL=tiny", "METHOD=lora", "DATA=sample", f"ARGS={arguments}"
 
 
@@ -113,11 +113,14 @@ def test_a_step_takes_the_same_rows_on_any_number_of_cards(make, clone, strategy
 def test_two_processes_write_the_ads_of_one(make, demo, tmp_path):
     folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
     predicted = folder / "saves/Custom/predict/sample_qlora/generated_predictions.jsonl"
-    alone = predicted.read_bytes()
+    base = folder / "saves/Custom/predict/sample_base/generated_predictions.jsonl"
+    alone, before = predicted.read_bytes(), base.stat().st_mtime_ns
     predicted.unlink()
     result = make(folder, "eval", "MODEL=tiny", "DATA=sample", "GPUS=2")
     assert result.returncode == 0, result.stderr[-2000:]
     assert predicted.read_bytes() == alone
+    # The base model's ads are used again, for what they depend on is as it was.
+    assert base.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])

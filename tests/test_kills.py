@@ -1,10 +1,8 @@
 """Killed while they write, an export, the data preparation and the scoring leave only whole files."""
 
 import json
-import random
 import shutil
 import subprocess
-import time
 
 from common import BIN
 from lib.files import ROOT, read_json_lines, sha256
@@ -31,57 +29,70 @@ def test_killed_export(make, demo, tmp_path):
     assert (old / "of_mine.gguf").read_text() == "kept"
 
 
-def kill_at_random(command, seconds, project, times=4):
-    """Runs a command and kills it after a random time, each time a longer one: most is written near the end."""
-    draw = random.Random(1)
-    for number in range(times):
-        share = 0.5 + 0.5 * number / times
-        process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        try:
-            output = process.communicate(timeout=seconds * (share + draw.uniform(0, 0.5 / times)))[0]
-            assert process.returncode == 0, output
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            yield
+# Runs a program and keeps a copy of its folder from before each write, rename and removal in it: what a kill at that
+# moment would leave.
+MOMENTS = """
+import os, runpy, shutil, sys
+
+folder, copies = sys.argv[1:3]
+looking, count = True, 0
+
+def look(event, words):
+    global looking, count
+    writes = event in ("os.rename", "os.remove") or event == "open" and (words[2] or 0) & os.O_ACCMODE != os.O_RDONLY
+    if looking and writes and os.path.dirname(os.fsdecode(words[0])) == folder:
+        looking, count = False, count + 1
+        shutil.copytree(folder, f"{copies}/{count}")
+        looking = True
+
+sys.addaudithook(look)
+sys.path[0] = "scripts"
+del sys.argv[:3]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
-def test_killed_data_preparation(make, clone, tmp_path):
+def moments(project, folder, copies, *words):
+    """The copies that MOMENTS keeps of a folder while a program writes into it, the last one from after its end."""
+    command = [BIN / "python", "-c", MOMENTS, folder, copies, *words]
+    subprocess.run(command, cwd=project, check=True, capture_output=True)
+    found = sorted(copies.iterdir(), key=lambda path: int(path.name))
+    # Each file is opened under another name, and then renamed.
+    assert len(found) >= 2 * len(list(folder.iterdir()))
+    return [*found, folder]
+
+
+def test_killed_data_preparation(clone, tmp_path):
     """What there is, is whole; and a card that is there is that of its files."""
-    sample = read_json_lines(ROOT / "data/sample/train.jsonl")
-    rows = [row | {"summary": f"{row['summary']}{number}"} for number in range(15) for row in sample]
-    (tmp_path / "train.json").write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "dev.json").write_text((ROOT / "data/sample/dev.jsonl").read_text(encoding="utf-8"))
     out = tmp_path / "out"
-    command = [BIN / "python", "scripts/prepare_data.py", tmp_path, "--out", out, "--unk"]
-    began = time.monotonic()
-    subprocess.run([*command, "keep"], cwd=clone, check=True, capture_output=True)
-    seconds, kills, cards = time.monotonic() - began, 0, 0
-    for kills, _ in enumerate(kill_at_random([*command, "cut"], seconds, clone), 1):  # noqa: B007
-        for path in out.glob("adgen_*.jsonl"):
+    rows = read_json_lines(ROOT / "data/sample/train.jsonl")
+    rows[0]["summary"] += "<UNK>也好看。"
+    (tmp_path / "train.json").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "dev.json").write_text((ROOT / "data/sample/dev.jsonl").read_text(encoding="utf-8"))
+    words = ("scripts/prepare_data.py", tmp_path, "--out", out, "--unk")
+    subprocess.run([BIN / "python", *words, "keep"], cwd=clone, check=True, capture_output=True)
+    whole = {path: path.read_bytes() for path in out.iterdir()}
+    cards = []
+    for left in moments(clone, out, tmp_path / "copies", *words, "cut"):
+        for path in left.glob("adgen_*.jsonl"):
             assert path.read_bytes().endswith(b"\n") or path.name == "adgen_rejected.jsonl"
-        card = out / "adgen_card.json"
+        card = left / "adgen_card.json"
         if card.exists():
-            cards += 1
-            for name, entry in json.loads(card.read_text(encoding="utf-8"))["output"].items():
-                assert sha256(out / name) == entry["sha256"]
-    assert kills and cards
+            cards.append(json.loads(card.read_text(encoding="utf-8")))
+            assert all(sha256(left / name) == entry["sha256"] for name, entry in cards[-1]["output"].items())
+    assert cards[0] != cards[-1] and (out / "adgen_train.jsonl").read_bytes() != whole[out / "adgen_train.jsonl"]
 
 
 def test_killed_report(demo, tmp_path):
-    project = demo[0]
-    command = [BIN / "python", "scripts/score.py", "--data", "data/sample/dev.jsonl", "--out", tmp_path]
-    command += [f"{name}=saves/Custom/predict/sample_{run}/generated_predictions.jsonl" for name, run in RUNS.items()]
-    command += ["--trainer-log", "saves/Custom/lora/sample_qlora/trainer_log.jsonl"]
-    began, kills = time.monotonic(), 0
-    subprocess.run(command, cwd=project, check=True, capture_output=True)
-    seconds = time.monotonic() - began
-    for kills, _ in enumerate(kill_at_random(command, seconds, project, times=2), 1):  # noqa: B007
-        assert json.loads((tmp_path / "eval_results.json").read_text())
-        assert (tmp_path / "examples.md").read_bytes().endswith(b"\n")
+    predictions = demo[0] / "saves/Custom/predict"
+    words = ["scripts/score.py", "--data", "data/sample/dev.jsonl", "--out", tmp_path / "report"]
+    words += [f"{name}={predictions}/sample_{name}/generated_predictions.jsonl" for name in ("base", "qlora")]
+    words += ["--trainer-log", demo[0] / "saves/Custom/lora/sample_qlora/trainer_log.jsonl"]
+    shutil.copytree(demo[0] / "saves/Custom/report", tmp_path / "report")
+    before = (tmp_path / "report/eval_results.json").read_bytes()
+    for left in moments(demo[0], tmp_path / "report", tmp_path / "copies", *words):
+        assert json.loads((left / "eval_results.json").read_text(encoding="utf-8"))
+        assert (left / "examples.md").read_bytes().endswith(b"\n")
         for name in ("eval.png", "train_loss.png"):
-            assert (tmp_path / name).read_bytes()[-8:-4] == b"IEND"
-    assert kills
-
-
-RUNS = {"base": "base", "tuned": "qlora"}
+            assert (left / name).read_bytes()[-8:-4] == b"IEND"
+    assert (tmp_path / "report/eval_results.json").read_bytes() != before

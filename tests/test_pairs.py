@@ -147,6 +147,9 @@ def test_from_pairs_to_scores(make, demo, tmp_path):
     assert (folder / "saves/Custom/merged/sample_qlora/model.safetensors").exists()
     adapter = json.loads((folder / "saves/Custom/lora/sample_dpo/adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "saves/Custom/merged/sample_qlora"
-    result = make(folder, "eval", *tiny, "METHOD=dpo", "RESULTS=saves/dpo", "ARGS=max_samples=8")
+    base = folder / "saves/Custom/predict/sample_base/generated_predictions.jsonl"
+    before = base.stat().st_mtime_ns
+    result = make(folder, "eval", *tiny, "METHOD=dpo", "RESULTS=saves/dpo")
     assert result.returncode == 0, result.stderr[-2000:]
-    assert {"base", "tuned"} <= set(json.loads((folder / "saves/dpo/eval_results.json").read_text())["systems"])
+    scores = json.loads((folder / "saves/dpo/eval_results.json").read_text())
+    assert {"base", "fine-tuned", "tuned"} <= set(scores["systems"]) and base.stat().st_mtime_ns == before

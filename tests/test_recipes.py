@@ -33,6 +33,7 @@ ORDER = {
         "do_train",
         "do_predict",
         "finetuning_type",
+        "use_muon",
         "lora_rank",
         "lora_alpha",
         "lora_target",

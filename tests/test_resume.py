@@ -105,11 +105,15 @@ def test_killed_stopped_and_run_twice(make, whole, tmp_path):
     def run_on():
         process = start(project, *words(folder))
         wait_for(lambda: lock_holder(lock_path(folder)), process)
+        return process
+
+    def run_on_for_a_step():
+        process = run_on()
         step = max(last_step(folder), 5)
         wait_for(lambda: last_step(folder) > step, process)
         return process
 
-    process = run_on()
+    process = run_on_for_a_step()
     line = make(project, *words(folder)).stderr
     assert len(errors(line)) == 1 and str(folder) in line and "process" in line
     assert "being written by process" in doctor(make, project, folder)[1]
@@ -118,7 +122,7 @@ def test_killed_stopped_and_run_twice(make, whole, tmp_path):
     process = run_on()
     output = end(process, lambda tree: tree[0].send_signal(signal.SIGTERM))
     assert f"Stopped; the same command resumes from {folder}/checkpoint-" in output and not errors(output)
-    process = run_on()
+    process = run_on_for_a_step()
     output = end(process, lambda tree: os.killpg(tree[0].pid, signal.SIGINT))
     assert f"Stopped; the same command resumes from {folder}/checkpoint-" in output and not errors(output)
     last, before = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))[:-3:-1]
@@ -224,6 +228,7 @@ def test_out_of_gpu_memory_says_what_to_override(whole, tmp_path):
     )
     trainer.chmod(0o755)
     command = [tmp_path / "bin/python", "scripts/launch.py", "train", f"output_dir={tmp_path}/run"]
+    command.append("per_device_train_batch_size=2")
     tiny = os.environ | {"MODEL": "tiny", "METHOD": "lora", "DATA": "sample"}
     result = subprocess.run(command, cwd=whole[0], env=tiny, capture_output=True, text=True)
     assert result.returncode == 75 and "Traceback" not in result.stderr
