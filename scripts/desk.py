@@ -41,6 +41,17 @@ LONGEST = 500
 # How many values the page offers for a key of a type.
 OFFERED = 300
 SIGNS = {"covered": "✓", "missing": "缺", "invented": "多"}
+# `lib.form.FLAWS` for the page.
+NO_AD = {
+    "empty": "没有内容",
+    "reasoning": "写了思考或说明",
+    "echo": "照抄属性",
+    "special": "有特殊符号",
+    "markup": "有排版标记",
+    "broken": "有乱码",
+    "loop": "反复重复",
+    "unfinished": "没有写完",
+}
 
 
 def known_values(products: list[str]) -> dict[str, dict[str, list[str]]]:
@@ -71,6 +82,8 @@ def show(product: str, ad: str, values: dict, whole: bool = False) -> str:
         for piece in pieces
     )
     spans = [f'<span class="{kind}">{SIGNS[kind]} {html.escape(value)}</span>' for value, kind in kinds.items()]
+    if whole and found.flaw:
+        spans.append(f'<span class="invented">不是文案：{NO_AD[found.flaw]}</span>')
     copy = f'<button data-ad="{html.escape(ad)}" onclick="copyAd(this)">复制</button>' if whole else ""
     return f'<div class="ad">{copy}<p>{text or "…"}</p>{"".join(spans)}</div>'
 

@@ -15,7 +15,8 @@ names and the product does not have), `runner_up_1` … and `reason` (why there 
 are left out.
 
 The candidates of a product are ranked by attributes named, then by values invented, then by length: 30 to 200
-characters come first.
+characters come first. An echo of the product, reasoning, special tokens, markup, a loop or a text without an end is no
+ad; if a product has nothing else, `reason` says so.
 
 MODEL, METHOD, DATA and EXPORTED in the environment choose the model, as for `make`. Without --server or SERVER, a
 server with that model is started for this run. API_KEY in the environment is sent to the server.
@@ -38,7 +39,7 @@ from pathlib import Path
 from typing import IO
 
 from lib.attributes import parse_attributes
-from lib.candidates import Candidate, compare, judge, known_products
+from lib.candidates import Candidate, compare, known_products, rank_ads
 from lib.catalogue import Catalogue, read_catalogue
 from lib.chat_client import Key, Stopped, find_model, request_of, write_ads
 from lib.choices import read_choices, served_overrides
@@ -236,11 +237,11 @@ def main() -> None:
             Path(journal.name).unlink()
     values = vocabulary(known + table.products)
     samples = [ads[key][: options.n] if key[0] else [] for key in keys]
-    ranked = [
-        sorted((judge(product, ad, values) for ad in texts), key=lambda candidate: candidate.rank)
-        for product, texts in zip(table.products, samples, strict=True)
+    judged = [rank_ads(*row, values) for row in zip(table.products, samples, strict=True)]
+    ranked = [ads for ads, _ in judged]
+    reasons = [
+        problem or refused.get(key) or why for key, problem, (_, why) in zip(keys, table.problems, judged, strict=True)
     ]
-    reasons = [problem or refused.get(key, "") for key, problem in zip(keys, table.problems, strict=True)]
     save(options, table, ranked, reasons, journal.name)
     if refused:
         print(f"The server refused {len(refused)} products, see `reason`; the same command asks for them again")

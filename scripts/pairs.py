@@ -21,6 +21,7 @@ import sys
 from lib.candidates import badness, likeness
 from lib.choices import Choices, read_choices, rows_of, saves, trained
 from lib.files import ROOT, fail, read_json_lines, sha256, whole_file, write_json
+from lib.form import flaws
 from lib.metrics import Values, vocabulary
 from lib.predictions import read_data
 from lib.recipes import check_overrides
@@ -67,11 +68,11 @@ def write_sample(choices: Choices, options: argparse.Namespace, seed: int) -> li
 
 
 def make_pair(product: str, reference: str, ads: list[str], values: Values, options: argparse.Namespace) -> dict | None:
-    """The row of the pairs' file for one product; None if its ads do not lie far enough apart."""
+    """The row of the pairs' file for one product; None if its ads do not lie far enough apart, or are no ads."""
     judged = sorted(set(ads), key=lambda ad: (badness(product, ad, values, options.half), -likeness(ad, reference)))
     best, worst = judged[0], judged[-1]
     gap = badness(product, worst, values, options.half) - badness(product, best, values, options.half)
-    if gap < max(options.margin, 1e-9):
+    if gap < max(options.margin, 1e-9) or flaws(product, best):
         return None
     return {"instruction": product, "chosen": best, "rejected": worst}
 

@@ -91,9 +91,8 @@ def is_asked(prompt: str, content: str) -> bool:
 
 
 def row_with_label(label: str, data: Rows) -> int:
-    """The number of the row of the data whose reference begins as this label does; 0 if there is none."""
-    start = plain(label)[:20]
-    return next((number for number, ad in enumerate(data.references, 1) if start and plain(ad).startswith(start)), 0)
+    """The number of the first row of the data that may have this label; 0 if there is none."""
+    return next((number for number, ad in enumerate(data.references, 1) if plain(label) and is_label_of(label, ad)), 0)
 
 
 def row_with_prompt(prompt: str, data: Rows) -> int:
@@ -138,7 +137,7 @@ def read_predictions(path: Path, data: Rows, data_path: Path) -> Predictions:
         asked = not isinstance(prompt, str) or is_asked(prompt, content)
         if isinstance(label, str) and not is_label_of(label, reference):
             refuse(place, "label", row_with_label(label, data), number, data_path)
-        if not asked and (not label or parse_attributes(prompt)):
+        if not asked and (not isinstance(label, str) or parse_attributes(prompt)):
             refuse(place, "prompt", row_with_prompt(prompt, data), number, data_path)
         if len(text) > longest:
             fail(f"{place}: its ad has {len(text):,} characters; at most {longest:,} can be scored")
