@@ -166,9 +166,10 @@ def echoes(product: str, text: str) -> set[str]:
     its words are the product's. One `颜色是白色`, or a headline of values above an ad, is none.
     """
     pairs = {(words_of(key).strip(), words_of(value).strip()) for key, value in parse_attributes(product)}
+    pairs = {pair for pair in pairs if all(pair)}
     names = sorted({word for pair in pairs for word in pair}, key=len, reverse=True)
     pieces, found, named, words = sentences(text), set(), set(), words_of(text)
-    if not foreign(words, names) and any(value and value in words for _, value in pairs):
+    if not foreign(words, names) and any(value in words for _, value in pairs):
         return set(pieces)
     narrow = text.translate(NARROW).lower()
     if "#" not in narrow and not any(key in words for key, _ in pairs):
@@ -182,7 +183,8 @@ def echoes(product: str, text: str) -> set[str]:
             stated = {(k, v) for k, v in pairs if f"{k} {v}" in words or k + v in words or (listed and v in words)}
             named |= stated
             found |= set(group if bare else [part]) if stated else set()
-    if ATTRIBUTES.search(narrow) or any(f"{key}#{value}" in squeeze(narrow) for key, value in pairs):
+    joined = squeeze(narrow)
+    if ATTRIBUTES.search(narrow) or any(f"{key}#{value}" in joined for key, value in pairs):
         return found | {piece for piece in pieces if "#" in piece.translate(NARROW)}
     return found if len(named) > 1 and 2 * len(named) >= len(pairs) else set()
 

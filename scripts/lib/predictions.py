@@ -60,12 +60,12 @@ def read_data(path: Path) -> Rows:
 
 
 def plain(text: str) -> str:
-    """The text in one width (NFKC), in lower case, without white space and without marks such as <UNK>.
+    """The text in one width (NFKC), in lower case, without white space and marks such as <UNK>.
 
-    Tokenizers may change all of these. Marks that are their special tokens are missing in labels.
+    Tokenizers may change all of these. Marks that are their special tokens are missing in labels, or are cut.
     """
     text = "".join(unicodedata.normalize("NFKC", text).lower().split())
-    return re.sub(r"<[^<>]{1,30}>|\[[a-z]{3,4}\]|\ufffd", "", text)
+    return re.sub(r"<[^<>]{1,30}(?:>|$)|\[[a-z]{3,4}\]|\ufffd", "", text)
 
 
 def stands_in(text: str, other: str) -> bool:
