@@ -16,7 +16,7 @@ SIGNS = {
     "special": (0.01, "carry special tokens or <UNK>"),
     "markup": (0.01, "hold Markdown, JSON or HTML"),
     "broken": (0.05, "hold broken characters"),
-    "loop": (0.1, "repeat themselves: more than 30% of their 4-grams had occurred before, or a phrase in a row"),
+    "loop": (0.1, "repeat themselves: over 30% of their 4-grams had occurred before, or a phrase four times in a row"),
     "unfinished": (0.05, "end without closing punctuation: they ran on past their end or hit the token limit"),
     "endless": (0.05, "are far longer than any reference: they run on past their end"),
     "alike": (0.2, "are the same as the ad of another product"),
