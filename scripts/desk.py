@@ -49,6 +49,17 @@ OFFERED = 300
 SIGNS = {"covered": "✓", "missing": "缺", "invented": "多"}
 LEVELS_IN_WORDS = {"ban": "禁用词", "caution": "须有依据"}
 NOTE = "文案由 AI 生成，发布前请通读并标明。黄色的词法律禁用或须有依据，点一下看条款；这只是提示，不是法律意见。"
+# `lib.form.FLAWS` for the page.
+NO_AD = {
+    "empty": "没有内容",
+    "reasoning": "写了思考或说明",
+    "echo": "照抄属性",
+    "special": "有特殊符号",
+    "markup": "有排版标记",
+    "broken": "有乱码",
+    "loop": "反复重复",
+    "unfinished": "没有写完",
+}
 
 
 def known_values(products: list[str]) -> dict[str, dict[str, list[str]]]:
@@ -73,6 +84,8 @@ def show(product: str, ad: str, values: dict, whole: bool = False) -> str:
     kinds = {value: "covered" for _, value in parse_attributes(product)}
     kinds |= dict.fromkeys(found.missing, "missing") | dict.fromkeys(found.invented, "invented")
     spans = [f'<span class="{kind}">{SIGNS[kind]} {html.escape(value)}</span>' for value, kind in kinds.items()]
+    if whole and found.flaw:
+        spans.append(f'<span class="invented">不是文案：{NO_AD[found.flaw]}</span>')
     copy = f'<button data-ad="{html.escape(labelled(ad))}" onclick="copyAd(this)">复制</button>' if whole else ""
     return f'<div class="ad">{copy}<p>{mark(ad, kinds, found.hits) or "…"}</p>{"".join(spans)}</div>'
 

@@ -17,7 +17,8 @@ too, and a workbook has them in its metadata). Blank rows at the end of INPUT ar
 LABEL=1 in the environment puts the mark 本广告由AI技术生成 at the end of each ad. WORDS names a file of your own words.
 
 The candidates of a product are ranked: without forbidden words, by attributes named, by values invented, by words to be
-proved, by length (30 to 200 characters come first).
+proved, by length (30 to 200 characters come first). An echo of the product, reasoning, special tokens, markup, a loop
+or a text without an end is no ad; if a product has nothing else, `reason` says so.
 
 MODEL, METHOD, DATA and EXPORTED in the environment choose the model, as for `make`, and GPUS the cards that write. They
 write in batches. The recipe's batches are for the card that it names; they grow with free memory, and are halved when
@@ -40,7 +41,7 @@ from pathlib import Path
 
 from lib import batches, chat_client
 from lib.attributes import parse_attributes
-from lib.candidates import Candidate, compare, judge, known_products, why_no_ad
+from lib.candidates import Candidate, compare, known_products, rank_ads
 from lib.catalogue import Catalogue, read_catalogue
 from lib.choices import read_choices, served_overrides
 from lib.files import ROOT, fail, write_json
@@ -195,14 +196,10 @@ def main() -> None:
             Path(journal.name).unlink()
     values = vocabulary(known + table.products)
     samples = [ads[key][: options.n] if key[0] else [] for key in keys]
-    judged = [
-        sorted((judge(product, ad, values) for ad in texts), key=lambda candidate: candidate.rank)
-        for product, texts in zip(table.products, samples, strict=True)
-    ]
-    ranked = [[candidate for candidate in candidates if not candidate.flaw] for candidates in judged]
+    judged = [rank_ads(*row, values) for row in zip(table.products, samples, strict=True)]
+    ranked = [ads for ads, _ in judged]
     reasons = [
-        problem or refused.get(key) or why_no_ad(candidates)
-        for key, problem, candidates in zip(keys, table.problems, judged, strict=True)
+        problem or refused.get(key) or why for key, problem, (_, why) in zip(keys, table.problems, judged, strict=True)
     ]
     request = {"n": options.n, "model": read_choices().model, **settings["request"]}
     about = {"model": request["model"]}

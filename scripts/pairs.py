@@ -23,6 +23,7 @@ from lib.candidates import badness, likeness
 from lib.choices import Choices, hub_overrides, read_choices, rows_of, saves, trained, tuned_overrides
 from lib.features import learn
 from lib.files import ROOT, fail, sha256, whole_file, write_json
+from lib.form import flaws
 from lib.journal import numbered, open_journal, write_missing
 from lib.law import has_ban, read_rules
 from lib.metrics import vocabulary
@@ -79,10 +80,10 @@ def make_pair(product: str, reference: str, ads: list[str], judge: Callable, mar
     judge: how bad an ad of a product is. The row's own ad draws the choice towards fluent copy: see `LIKENESS`.
     """
     bad = {ad: judge(product, ad) - LIKENESS * likeness(ad, reference) for ad in ads}
-    lawful = [ad for ad in ads if not has_ban(product, ad)]
-    if not lawful:
+    good = [ad for ad in bad if not has_ban(product, ad) and not flaws(product, ad)]
+    if not good:
         return None
-    best, worst = min(lawful, key=bad.get), max(bad, key=bad.get)
+    best, worst = min(good, key=bad.get), max(bad, key=bad.get)
     if bad[worst] - bad[best] < max(margin, 1e-9):
         return None
     return {"instruction": product, "chosen": best, "rejected": worst}

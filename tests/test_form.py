@@ -1,7 +1,7 @@
 """What is no ad is recognised in every wrapping, and ads are left alone."""
 
 import pytest
-from lib.candidates import badness, judge, why_no_ad
+from lib.candidates import badness, judge, rank_ads
 from lib.files import ROOT, read_json_lines
 from lib.form import FLAWS, flaws, own_words
 from lib.metrics import covered, vocabulary
@@ -72,8 +72,8 @@ NO_ADS = {
         f"<unused12>{AD}",
         f"assistant\n{AD}",
         f"{AD}\n用户：再来一条。",
-        f"\ufffd{AD}",
     ],
+    "broken": [f"\ufffd{AD}", f"{AD}\ufffd。"],
     "markup": [
         f"# 白色碎花裙\n{AD}",
         f"**白色碎花裙**\n{AD}",
@@ -108,9 +108,9 @@ NO_ADS = {
 def test_what_is_no_ad(kind, text):
     assert kind in flaws(PRODUCT, text)
     judged = judge(PRODUCT, text, VALUES)
-    assert judged.flaw in FLAWS.values() and judged.rank > judge(PRODUCT, "什么也没写到，也没有别的什么。", VALUES).rank
+    assert judged.flaw in FLAWS and judged.rank > judge(PRODUCT, "什么也没写到，也没有别的什么。", VALUES).rank
     assert badness(PRODUCT, text, VALUES) >= 1
-    assert judged.flaw in why_no_ad([judged])
+    assert rank_ads(PRODUCT, [text], VALUES) == ([], f"no answer is an ad: {FLAWS[judged.flaw]} (1)")
 
 
 @pytest.mark.parametrize("kind", ["echo", "reasoning"])
@@ -142,14 +142,15 @@ def test_values_in_an_echo_or_in_reasoning_do_not_count(kind):
     ],
 )
 def test_ads_are_ads(ad):
-    assert flaws(PRODUCT, ad) == [] and own_words(PRODUCT, ad) == ad and why_no_ad([judge(PRODUCT, ad, VALUES)]) == ""
+    assert flaws(PRODUCT, ad) == [] and own_words(PRODUCT, ad) == ad and judge(PRODUCT, ad, VALUES).flaw == ""
 
 
 def test_one_ad_is_enough():
-    ranked = sorted((judge(PRODUCT, ad, VALUES) for ad in (PRODUCT, AD * 3, "雪白动人。")), key=lambda one: one.rank)
-    assert ranked[0].ad == "雪白动人。" and why_no_ad(ranked) == ""
-    assert why_no_ad(ranked[1:]).startswith("no answer is an ad: ")
-    assert judge(PRODUCT, AD, VALUES, cut=True).flaw == FLAWS["unfinished"]
+    ads, why = rank_ads(PRODUCT, [PRODUCT, "雪白动人。", AD * 3], VALUES)
+    assert ([candidate.ad for candidate in ads], why) == (["雪白动人。"], "")
+    assert rank_ads(PRODUCT, [PRODUCT, AD * 3, PRODUCT], VALUES)[1] == (
+        "no answer is an ad: a copy of the product (2), a loop (1)"
+    )
 
 
 def test_all_of_the_sample_are_ads():

@@ -17,7 +17,7 @@ CONTENTS = [row["content"] for row in ROWS]
 # AdGen has <UNK> in place of rare words; some of its ads hold a dozen.
 ADS = [row["summary"].replace("，", "<UNK>，" if place % 3 else "<UNK><UNK>，") for place, row in enumerate(ROWS)]
 # The whole ad of one row is such a mark; another has letters that no vocabulary holds.
-ADS[5], ADS[6] = "<UNK>", ADS[6].replace("。", "龘𠮷😀。")
+ADS[5], ADS[6] = "<UNK>", ADS[6].replace("。", "龘𠮷😀。", 1)
 SYSTEM = "你是电商文案写手。根据商品属性写一段中文广告文案：写到每个属性，不编造属性。"
 PROMPTS = [f"{SYSTEM}\n\n{content}\n" for content in CONTENTS]
 
@@ -34,7 +34,9 @@ def wordpiece():
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     letters = {char.lower() for text in [*CONTENTS, *ADS, SYSTEM] for char in text} - set("龘𠮷😀 ")
-    made = Tokenizer(models.WordPiece({token: n for n, token in enumerate(["[UNK]", *sorted(letters)])}, "[UNK]"))
+    made = Tokenizer(
+        models.WordPiece({token: n for n, token in enumerate(["[UNK]", *sorted(letters)])}, unk_token="[UNK]")
+    )
     made.normalizer, made.decoder = normalizers.BertNormalizer(), decoders.WordPiece()
     made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     return made

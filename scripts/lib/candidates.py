@@ -33,26 +33,22 @@ class Rank(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """An ad, the attribute values that it misses and invents, its risky words, its rank (the lowest is the best), and
-    why it is no ad (empty: it is one).
-    """
+    """An ad, the attribute values that it misses and invents, its risky words, and its rank; the lowest is the best."""
 
     ad: str
     missing: list[str]
     invented: list[str]
     hits: list[Hit]
     rank: Rank
+    # A name of `form.FLAWS`; empty if it is an ad.
     flaw: str = ""
 
 
-def judge(product: str, ad: str, values: metrics.Values, cut: bool = False) -> Candidate:
-    """Compares an ad with its product's attribute string; `values` is a `metrics.vocabulary`.
-
-    cut: whether the server said that it cut the ad off. The flaw is one of the words in `form.FLAWS`.
-    """
+def judge(product: str, ad: str, values: metrics.Values) -> Candidate:
+    """Compares an ad with its product's attribute string; `values` is a `metrics.vocabulary`."""
     missing = list(dict.fromkeys(value for (_, value), hit in metrics.covered(product, ad).items() if not hit))
     found, invented = metrics.invented(product, ad, values)
-    flaw = next((FLAWS[name] for name in flaws(product, ad, cut)), "")
+    flaw = next(iter(flaws(product, ad)), "")
     hits = find_hits(product, ad)
     levels = [hit.level for hit in hits]
     rank = Rank(
@@ -66,13 +62,13 @@ def judge(product: str, ad: str, values: metrics.Values, cut: bool = False) -> C
     return Candidate(ad, missing, sorted(invented), hits, rank, flaw)
 
 
-def why_no_ad(candidates: list[Candidate]) -> str:
-    """Why a product has no ad, in words for a cell of a table; empty if one of its candidates is an ad."""
-    if not all(candidate.flaw for candidate in candidates):
-        return ""
-    counts = Counter(candidate.flaw for candidate in candidates)
-    kinds = ", ".join(f"{flaw} ({count})" for flaw, count in counts.most_common())
-    return f"no answer is an ad: {kinds or 'there is none'}"
+def rank_ads(product: str, texts: list[str], values: metrics.Values) -> tuple[list[Candidate], str]:
+    """The ads among these texts, the best first; if there is none, the second part says why."""
+    judged = [judge(product, text, values) for text in texts]
+    ads = sorted((candidate for candidate in judged if not candidate.flaw), key=lambda candidate: candidate.rank)
+    counts = Counter(FLAWS[candidate.flaw] for candidate in judged if candidate.flaw)
+    kinds = ", ".join(f"{words} ({count})" for words, count in counts.most_common())
+    return ads, "" if ads or not texts else f"no answer is an ad: {kinds}"
 
 
 def known_products() -> list[str]:

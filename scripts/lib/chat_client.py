@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 
 from lib.files import fail
+from lib.form import without_end
 from lib.journal import Done, Key, Stopped
 from lib.sheets import text
 
@@ -80,7 +81,7 @@ async def ask(client, body: dict) -> list[str]:
         try:
             answer = await client.post("chat/completions", json=body)
             if answer.is_success:
-                return [text(choice["message"]["content"]).strip() for choice in answer.json()["choices"]]
+                return [read_choice(choice) for choice in answer.json()["choices"]]
             problem = f"the server answers {answer.status_code}: {' '.join(answer.text.split())[:200]}"
             if answer.status_code in (401, 403, 404):
                 raise Stopped(problem)
@@ -97,6 +98,12 @@ async def ask(client, body: dict) -> list[str]:
     except httpx.RequestError:
         raise Stopped(problem) from None
     raise Refused(problem)
+
+
+def read_choice(choice: dict) -> str:
+    """The ad in a choice of a server's answer. One that ran into max_tokens gets no end, by which it is known."""
+    ad = text(choice["message"]["content"]).strip()
+    return without_end(ad) if choice.get("finish_reason") == "length" else ad
 
 
 async def write_ads(

@@ -17,6 +17,7 @@ FLAWS = {
     "echo": "a copy of the product",
     "special": "special tokens or <UNK>",
     "markup": "Markdown, JSON or HTML",
+    "broken": "broken characters",
     "loop": "a loop",
     "unfinished": "cut off or without an end",
 }
@@ -55,7 +56,7 @@ TALK = (
 )
 TALK = re.compile("|".join(TALK), re.IGNORECASE | re.MULTILINE)
 SPECIAL = re.compile(
-    r"<\|[^|<>]*\|>|<｜[^<>]*｜>|</?s>|<</?SYS>>|\[/?(?:UNK|PAD|CLS|SEP|MASK|INST|gMASK|BOS|EOS)\]|\ufffd"
+    r"<\|[^|<>]*\|>|<｜[^<>]*｜>|</?s>|<</?SYS>>|\[/?(?:UNK|PAD|CLS|SEP|MASK|INST|gMASK|BOS|EOS)\]"
     r"|<(?:unk|pad|eos|bos|mask|sop|eop|(?:start|end)_of_(?:turn|text|image)|unused\d+|extra_id_\d+|0x[0-9a-f]{2})>"
     r"|^\s*(?:user|assistant|system|human|model|用户|助手|系统)\s*(?:[:：]|$)",
     re.IGNORECASE | re.MULTILINE,
@@ -88,11 +89,8 @@ def repetition(text: str) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def flaws(product: str, text: str, cut: bool = False) -> list[str]:
-    """The FLAWS of a text as an ad for a product; none if it is an ad.
-
-    product: the attribute string that was asked. cut: whether the server said that it cut the text off.
-    """
+def flaws(product: str, text: str) -> list[str]:
+    """The names of the FLAWS of a text as an ad for a product, its attribute string; none if it is an ad."""
     if not re.search(r"[^\W_]", text):
         return ["empty"]
     rest = without_reasoning(text)
@@ -101,8 +99,9 @@ def flaws(product: str, text: str, cut: bool = False) -> list[str]:
         "echo": bool(echoes(product, rest)),
         "special": bool(SPECIAL.search(rest)),
         "markup": bool(MARKUP.search(SPECIAL.sub("", rest))),
+        "broken": "\ufffd" in text,
         "loop": is_loop(text),
-        "unfinished": cut or not is_closed(text),
+        "unfinished": not is_closed(text),
     }
     return [name for name, found in signs.items() if found]
 
@@ -117,6 +116,13 @@ def is_closed(text: str) -> bool:
     """Whether a text ends with a closing mark or an emoji."""
     text = text.rstrip()
     return text.endswith(CLOSING) or unicodedata.category(text[-1:] or "a") in ("So", "Sk", "Mn", "Cf")
+
+
+def without_end(text: str) -> str:
+    """The text without the marks at its end: what was cut off has no end, even if the cut fell behind a full stop."""
+    while is_closed(text):
+        text = text.rstrip()[:-1]
+    return text
 
 
 @lru_cache(maxsize=2**12)
@@ -160,6 +166,7 @@ def echoes(product: str, text: str) -> set[str]:
     its words are the product's. One `颜色是白色`, or a headline of values above an ad, is none.
     """
     pairs = {(words_of(key).strip(), words_of(value).strip()) for key, value in parse_attributes(product)}
+    pairs = {pair for pair in pairs if all(pair)}
     names = sorted({word for pair in pairs for word in pair}, key=len, reverse=True)
     pieces, found, named, words = sentences(text), set(), set(), words_of(text)
     if not foreign(words, names) and any(value in words for _, value in pairs):
@@ -176,7 +183,8 @@ def echoes(product: str, text: str) -> set[str]:
             stated = {(k, v) for k, v in pairs if f"{k} {v}" in words or k + v in words or (listed and v in words)}
             named |= stated
             found |= set(group if bare else [part]) if stated else set()
-    if ATTRIBUTES.search(narrow) or any(f"{key}#{value}" in squeeze(narrow) for key, value in pairs):
+    joined = squeeze(narrow)
+    if ATTRIBUTES.search(narrow) or any(f"{key}#{value}" in joined for key, value in pairs):
         return found | {piece for piece in pieces if "#" in piece.translate(NARROW)}
     return found if len(named) > 1 and 2 * len(named) >= len(pairs) else set()
 

@@ -7,7 +7,7 @@ from lib.attributes import product
 from lib.form import flaws
 from lib.predictions import Predictions, Rows, plain
 
-# Sign of ill health → the share of the ads above which it counts, and what the report then says. The first seven are
+# Sign of ill health → the share of the ads above which it counts, and what the report then says. The first eight are
 # what makes a text no ad.
 SIGNS = {
     "empty": (0.01, "are empty"),
@@ -15,7 +15,8 @@ SIGNS = {
     "echo": (0.01, "repeat the attributes of their product"),
     "special": (0.01, "carry special tokens or <UNK>"),
     "markup": (0.01, "hold Markdown, JSON or HTML"),
-    "loop": (0.1, "repeat themselves: more than 30% of their 4-grams had occurred before, or a phrase in a row"),
+    "broken": (0.05, "hold broken characters"),
+    "loop": (0.1, "repeat themselves: over 30% of their 4-grams had occurred before, or a phrase four times in a row"),
     "unfinished": (0.05, "end without closing punctuation: they ran on past their end or hit the token limit"),
     "endless": (0.05, "are far longer than any reference: they run on past their end"),
     "alike": (0.2, "are the same as the ad of another product"),
@@ -81,7 +82,7 @@ def check_rows(predicted: Predictions, data: Rows, train: Rows | None) -> list[s
 
 def is_cut(label: str, reference: str) -> bool:
     """Whether a plain label lacks the end of its reference. A tokenizer may have lost characters elsewhere."""
-    return len(label) < 0.95 * len(reference) and not (label and reference.endswith(label[-4:]))
+    return len(label) < (0.8 if label[-1:] == reference[-1:] else 0.95) * len(reference)
 
 
 def identity(content: str, ad: str) -> tuple[str, str]:

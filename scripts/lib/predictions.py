@@ -61,12 +61,12 @@ def read_data(path: Path) -> Rows:
 
 
 def plain(text: str) -> str:
-    """The text in one width (NFKC), in lower case, without white space and without marks such as <UNK>.
+    """The text in one width (NFKC), in lower case, without white space and marks such as <UNK>.
 
-    Tokenizers may change all of these. Marks that are their special tokens are missing in labels.
+    Tokenizers may change all of these. Marks that are their special tokens are missing in labels, or are cut.
     """
     text = "".join(unicodedata.normalize("NFKC", text).lower().split())
-    return re.sub(r"<[^<>]{1,30}>|\[[a-z]{3,4}\]|\ufffd", "", text)
+    return re.sub(r"<[^<>]{1,30}(?:>|$)|\[[a-z]{3,4}\]|\ufffd", "", text)
 
 
 def stands_in(text: str, other: str) -> bool:
@@ -92,9 +92,8 @@ def is_asked(prompt: str, content: str) -> bool:
 
 
 def row_with_label(label: str, data: Rows) -> int:
-    """The number of the row of the data whose reference begins as this label does; 0 if there is none."""
-    start = plain(label)[:20]
-    return next((number for number, ad in enumerate(data.references, 1) if start and plain(ad).startswith(start)), 0)
+    """The number of the first row of the data that may have this label; 0 if there is none."""
+    return next((number for number, ad in enumerate(data.references, 1) if plain(label) and is_label_of(label, ad)), 0)
 
 
 def row_with_prompt(prompt: str, data: Rows) -> int:
@@ -139,7 +138,7 @@ def read_predictions(path: Path, data: Rows, data_path: Path) -> Predictions:
         asked = not isinstance(prompt, str) or is_asked(prompt, content)
         if isinstance(label, str) and not is_label_of(label, reference):
             refuse(place, "label", row_with_label(label, data), number, data_path)
-        if not asked and (not label or parse_attributes(prompt)):
+        if not asked and (not isinstance(label, str) or parse_attributes(prompt)):
             refuse(place, "prompt", row_with_prompt(prompt, data), number, data_path)
         if len(text) > longest:
             fail(f"{place}: its ad has {len(text):,} characters; at most {longest:,} can be scored")
