@@ -28,7 +28,7 @@ export SERVER ?=
 # The environment: .venv, made from requirements.lock, or the bin folder of your own (conda, container).
 BIN ?= .venv/bin
 PY  := $(BIN)/python
-# What `make bench` measures: training, serving or sizes.
+# What `make bench` measures: training, serving, bulk or sizes.
 BENCH ?= training
 
 SHELL := bash
@@ -70,7 +70,7 @@ desk: setup ## a page for copywriters, with the attributes marked: http://127.0.
 generate: setup ## write ads for a catalogue (INPUT=<csv, xlsx, jsonl> OUTPUT=<csv, jsonl> N=4 SERVER=<URL>)
 	@exec $(PY) scripts/generate.py "$(INPUT)" "$(OUTPUT)" --n $(N) $(ARGS)
 
-bench: setup ## measure speed and memory (BENCH=training, serving or sizes; ARGS="sft_qlora --repeat 2")
+bench: setup ## measure speed and memory (BENCH=training, serving, bulk or sizes; ARGS="sft_qlora --repeat 2")
 	@PYTHONPATH=scripts exec $(PY) benchmarks/$(BENCH).py $(ARGS)
 
 test: setup ## run all tests
