@@ -32,7 +32,7 @@ export LABEL ?=
 # The environment: .venv, made from requirements.lock, or the bin folder of your own (conda, container).
 BIN ?= .venv/bin
 PY  := $(BIN)/python
-# What `make bench` measures: training, serving, sizes or features.
+# What `make bench` measures: training, serving, bulk, sizes or features.
 BENCH ?= training
 
 SHELL := bash
@@ -74,7 +74,7 @@ desk: setup ## a page for copywriters, with the attributes marked: http://127.0.
 generate: setup ## write ads for a catalogue (INPUT=<csv, xlsx, jsonl> OUTPUT=<csv, xlsx, jsonl> N=4 SERVER=<URL>)
 	@exec $(PY) scripts/generate.py "$(INPUT)" "$(OUTPUT)" --n $(N) $(ARGS)
 
-bench: setup ## measure speed and memory (BENCH=training, serving, sizes or features; ARGS="sft_qlora --repeat 2")
+bench: setup ## measure speed and memory (BENCH=training, serving, bulk, sizes or features; ARGS="sft_qlora --repeat 2")
 	@PYTHONPATH=scripts exec $(PY) benchmarks/$(BENCH).py $(ARGS)
 
 test: setup ## run all tests

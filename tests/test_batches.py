@@ -12,7 +12,7 @@ import psutil
 import pytest
 from common import BIN, ODD_ROWS, copy_demo
 from generating import CHOICES, DEV, PRODUCTS, command, example_rows, journal_of, read_ads, write_rows
-from lib.batches import batch_size, cards_of, read_part, sampling_words, write_part
+from lib.batches import BATCH, batch_size, cards_of, read_part, sampling_words, write_part
 from lib.choices import read_choices
 from lib.files import ROOT, read_json_lines
 from lib.metrics import find_values, vocabulary
@@ -95,7 +95,7 @@ def test_kills_lose_no_finished_part(start, project, tmp_path):
     """Killed when a part is finished and not yet saved, then within the next one. No process outlives the kill."""
     output = tmp_path / "ads.csv"
     words = (DEV, output, *SHORT)
-    process = start(*words, "per_device_eval_batch_size=1")
+    process = start(*words, "per_device_eval_batch_size=4")
     others = family(process)
     ads = part_of(project)[1]
     wait_for(lambda: ads.exists() and ads.read_bytes().count(b"\n") == 40, process)
@@ -103,7 +103,7 @@ def test_kills_lose_no_finished_part(start, project, tmp_path):
     assert not psutil.wait_procs(others, timeout=60)[1] and not journal_of(output)
     paid = [row["predict"].strip() for row in read_json_lines(ads)]
 
-    process = start(*words, "per_device_eval_batch_size=1")
+    process = start(*words, "per_device_eval_batch_size=4")
     others = family(process)
     saved = journal_of(output)
     assert len(saved) == 40
@@ -208,9 +208,9 @@ def test_batches_grow_with_free_memory(monkeypatch, tmp_path, free, rows):
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     choices = read_choices({"MODEL": "llama3_8b"})
-    assert batch_size(choices, []) == rows and batch_size(choices, ["per_device_eval_batch_size=428"]) == 428
+    assert batch_size(choices, []) == (rows, 40) and batch_size(choices, [f"{BATCH}=428"]) == (428, 40)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert batch_size(choices, []) < 107 and cards_of(2) == ["0", "1"]
+    assert batch_size(choices, []) < (107, 40) and cards_of(2) == ["0", "1"]
 
 
 def test_json_of_a_part_is_what_was_asked(tmp_path):
@@ -226,3 +226,12 @@ def test_json_of_a_part_is_what_was_asked(tmp_path):
         "类型#?*颜色#\u2028白",
         "类型#裙",
     ]
+
+
+def test_the_benchmark_measures_both_ways(make, project, tmp_path):
+    words = f"ARGS=--products 3 --asked 1 --n 2 --tokens 8 --out {tmp_path}"
+    result = make(project, "bench", "BENCH=bulk", "MODEL=tiny", "DATA=sample", words)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads((tmp_path / "bulk-cpu.json").read_text())
+    assert [(run["way"], run["ads"]) for run in found["runs"]] == [("make api", 2), ("make generate", 6)]
+    assert "ads per second" in (tmp_path / "bulk-cpu.md").read_text()

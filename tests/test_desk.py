@@ -10,7 +10,7 @@ import pytest
 from common import KEY
 from lib.files import ROOT
 from lib.metrics import vocabulary
-from served import DESKTOP, PHONE, choose, field, needs_browser, serve, watch
+from served import DESKTOP, PHONE, choose, field, needs_browser, serve, wait_for, watch
 
 CONTENT = "属性串（可以直接粘贴）"
 CARDS = """cards => cards.map(card => {
@@ -131,10 +131,12 @@ def test_what_is_typed_is_shown_as_text(open_page):
 
 @needs_browser
 def test_the_ads_of_a_table(open_page, desk):
+    """The model is away meanwhile, which the other tab says, and then comes back."""
     page, table = open_page, ROOT / "examples/products.csv"
     page.get_by_role("tab", name="一张商品表").locator("visible=true").click()
     page.locator("input[type=file]").first.set_input_files(table)
     page.locator(".file-preview").first.wait_for()
+    page.get_by_text("表写完后模型会重新载入").wait_for()
     page.get_by_role("button", name="写整张表").click()
     link = page.locator("a[download='products_ads.csv']")
     link.first.wait_for()
@@ -145,3 +147,14 @@ def test_the_ads_of_a_table(open_page, desk):
         products = list(csv.DictReader(file))
     assert [row | product for row, product in zip(rows, products, strict=True)] == rows
     assert all(row["ad"] for row in rows)
+    page.get_by_role("tab", name="一个商品").locator("visible=true").click()
+    field(page, CONTENT).fill("类型#裙*颜色#白色")
+    page.get_by_role("button", name="写文案").click()
+    page.get_by_text("现在连不上模型").wait_for()
+
+    def written():
+        page.get_by_role("button", name="写文案").click()
+        page.wait_for_timeout(1000)
+        return page.locator(".ad button").count()
+
+    wait_for(written)

@@ -27,9 +27,9 @@ from lib.predictions import is_asked
 from lib.recipes import read_recipe
 from lib.supervision import OUT_OF_MEMORY, end_with_parent
 
-# Batches of a part. On a card they take four to ten minutes, and to load the model takes half a minute.
-PART = 40
-# The most rows of a batch without a card. More rows take more memory there, and save little time.
+# Batches of a part with a card, and without one. They take some minutes, and to load the model takes half of one.
+PARTS = (40, 10)
+# The most rows of a batch without a card. To choose the next tokens takes longest there, whatever the batch.
 CPU_ROWS = 16
 BATCH = "per_device_eval_batch_size"
 # The trainer's progress bar over batches. Other bars begin with what they count.
@@ -53,17 +53,20 @@ def work_folder(*run) -> Path:
     return Path("saves/parts", hashlib.sha256(json.dumps(run).encode()).hexdigest()[:16])
 
 
-def batch_size(choices: Choices, words: list[str]) -> int:
-    """Rows of a batch: as the user named them, else the recipe's, for each time that its card fits into free memory."""
+def batch_size(choices: Choices, words: list[str]) -> tuple[int, int]:
+    """Rows of a batch, and batches of a part.
+
+    The rows are as the user named them, else the recipe's, once for each time that its card fits into free memory.
+    """
     recipe = ROOT / choices.recipe("predict")
     rows = int(read_recipe(recipe, words).get(BATCH) or 8)
-    if any(word.startswith(f"{BATCH}=") for word in words):
-        return rows
+    named = any(word.startswith(f"{BATCH}=") for word in words)
     free = ask_cards("--query-gpu=memory.free --format=csv,noheader,nounits").split()
     if not free:
-        return min(rows, CPU_ROWS)
+        return rows if named else min(rows, CPU_ROWS), PARTS[1]
     card = re.search(r"^# Needs:.* (\d+) GB GPU", recipe.read_text(encoding="utf-8"), re.MULTILINE)
-    return rows * max(1, min(map(int, free)) // (int(card[1]) * 1024)) if card else rows
+    times = min(map(int, free)) // (int(card[1]) * 1024) if card and not named else 1
+    return rows * max(1, times), PARTS[0]
 
 
 def cards_of(count: int) -> list[str]:
@@ -162,9 +165,9 @@ async def write_share(
 
     The batches are halved each time that memory runs out.
     """
-    size, start = batch_size(read_choices(), words), 0
+    (size, batches), start = batch_size(read_choices(), words), 0
     while start < len(rows):
-        part = rows[start : start + size * PART]
+        part = rows[start : start + size * batches]
         size = min(size, len(part))
         if await run_part([*words, f"seed={seeds[start]}"], place, card, part, size, progress):
             yield
