@@ -103,11 +103,14 @@ def read_settings(options: argparse.Namespace) -> tuple[dict, Writer]:
     settings = {"n": options.n, "server": options.server}
     if options.server:
         recipe = read_recipe(ROOT / choices.recipe("chat"), [*served_overrides(choices), *options.overrides])
-        body = chat_client.request_of(recipe, options.model or chat_client.find_model(options.server))
-        return settings | {"request": body}, partial(chat_client.write_ads, options.server, body, options.in_flight)
+        model = options.model or chat_client.find_model(options.server)
+        body = chat_client.request_of(recipe, model)
+        settings |= {"model": model, "request": body}
+        return settings, partial(chat_client.write_ads, options.server, body, options.in_flight)
     words = batches.sampling_words(choices, options.overrides)
     recipe = read_recipe(ROOT / choices.recipe("predict"), words)
-    settings |= {"request": recipe | {batches.BATCH: None}, "weights": last_change(recipe)}
+    settings |= {"model": f"{choices.model} {choices.method}", "request": recipe | {batches.BATCH: None}}
+    settings["weights"] = last_change(recipe)
     folder = batches.work_folder(str(options.output.resolve()), settings)
     return settings, partial(batches.write_ads, words, folder)
 
@@ -201,8 +204,8 @@ def main() -> None:
     reasons = [
         problem or refused.get(key) or why for key, problem, (_, why) in zip(keys, table.problems, judged, strict=True)
     ]
-    request = {"n": options.n, "model": read_choices().model, **settings["request"]}
-    about = {"model": request["model"]}
+    request = {"n": options.n, **settings["request"]}
+    about = {"model": settings["model"]}
     about["settings"] = json.dumps({name: request[name] for name in TOLD if name in request}, ensure_ascii=False)
     save(options, table, ranked, reasons, about)
     if refused:

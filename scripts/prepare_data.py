@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lib.attributes import parse_attributes, product
 from lib.files import ROOT, fail, printable, whole_file
+from lib.law import NO_ADVICE, find_hits, read_rules
 from lib.layouts import LAYOUTS, NO_COLUMNS, read_mapping
 from lib.raw_rows import Row, explain, read_hub, read_rows, read_sources
 from lib.splits import STATUSES, Result, carve_val, judge_dev, judge_train
@@ -31,7 +32,7 @@ def quantiles(lengths: list[int]) -> dict[str, int]:
 
 
 def describe(results: list[Result]) -> dict:
-    """What the card says of a written split: rows, rows by product type and by attribute key, length quantiles."""
+    """What the card says of a written split: rows, rows by product type and by attribute key, lengths, risky ads."""
     types: Counter[str] = Counter()
     keys: Counter[str] = Counter()
     for result in results:
@@ -39,12 +40,15 @@ def describe(results: list[Result]) -> dict:
         # A row counts once for each of its keys. A list in their order, and no set, makes ties come out the same.
         types.update(list(dict.fromkeys(value for key, value in pairs if key == "类型")))
         keys.update(list(dict.fromkeys(key for key, _ in pairs)))
+    levels = [{hit.level for hit in find_hits(result.instruction, result.output)} for result in results]
     return {
         "rows": len(results),
         "rows_by_type": dict(types.most_common()),
         "rows_by_key": dict(keys.most_common()),
         "instruction_characters": quantiles([len(result.instruction) for result in results]),
         "output_characters": quantiles([len(result.output) for result in results]),
+        "ads_with_forbidden_words": sum("ban" in found for found in levels),
+        "ads_with_words_to_be_proved": levels.count({"caution"}),
     }
 
 
@@ -68,7 +72,9 @@ def show(card: dict) -> None:
             detail = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
             print(f"  {status:<9}{counts[status]:>9,}  {detail}")
     for name, entry in card["output"].items():
-        print(f"{name}: {entry['rows']:,} rows")
+        risky = entry.get("ads_with_forbidden_words", 0)
+        print(f"{name}: {entry['rows']:,} rows" + f", {risky:,} with forbidden words" * bool(risky))
+    print(NO_ADVICE)
 
 
 # --- files ---
@@ -127,8 +133,14 @@ def read_policy() -> argparse.Namespace:
         ("--unk", ("drop", "cut", "keep"), "training ads with <UNK>: drop the row (default), cut the clause, or keep"),
         ("--duplicates", ("drop", "keep"), "repeated training pairs (default: drop)"),
         ("--plain", ("drop", "keep"), "training rows without attributes (default: drop)"),
+        (
+            "--risky",
+            ("keep", "drop", "cut"),
+            "training ads with words that the law or WORDS forbids: keep (default), "
+            "drop the row, or cut the clause; this is no legal advice",
+        ),
     ):
-        parser.add_argument(flag, choices=choices, default="drop", help=help_text)
+        parser.add_argument(flag, choices=choices, default=choices[0], help=help_text)
     parser.add_argument(
         "--columns", metavar="prompt=…,response=…", help="where attribute string and ad stand, if under other names; "
         "also query=… for a column that continues the prompt, or messages=… for a column of turns"
@@ -169,6 +181,8 @@ def why_none(rows: list[Row]) -> str:
 
 def main() -> None:
     policy = read_policy()
+    # A bad file of words ends the run before anything is written.
+    read_rules()
     rows, files = read_input(policy.raw, policy.columns)
     dev = judge_dev(rows.get("dev", []))
     used_dev = [result for result in dev if result.used]
@@ -180,7 +194,13 @@ def main() -> None:
 
     card: dict = {
         "source": printable(policy.raw.name) if policy.raw else files["train"][0],
-        "policy": {"unk": policy.unk, "duplicates": policy.duplicates, "plain": policy.plain, "dev products": "drop"},
+        "policy": {
+            "unk": policy.unk,
+            "duplicates": policy.duplicates,
+            "plain": policy.plain,
+            "risky": policy.risky,
+            "dev products": "drop",
+        },
         "input": {},
         "output": {},
     }

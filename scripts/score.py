@@ -18,6 +18,7 @@ from lib import pictures, tables
 from lib.baselines import BASELINES, write_baselines
 from lib.files import ROOT, fail, installed_versions, printable, sha256, whole_file, write_json
 from lib.health import check_health, find_best
+from lib.law import read_rules
 from lib.metrics import vocabulary
 from lib.predictions import Predictions, Rows, read_data, read_predictions
 from lib.recipes import read_recipe
@@ -142,6 +143,7 @@ def main() -> None:
     options = read_options()
     if options.published:
         return write_text(tables.PUBLISHED.with_suffix(".md"), tables.published_markdown())
+    read_rules()
     paths = parse_systems(options.files)
     data = read_data(options.data)
     train = read_data(options.train) if options.train else None

@@ -79,7 +79,9 @@ def test_the_ads_of_a_table(make, project, tmp_path):
     assert "24/24" in result.stderr
     header, *rows = csv.reader(PRODUCTS.open(encoding="utf-8"))
     ads = read_ads(tmp_path / "ads.csv")
-    assert list(ads[0]) == [*header, "ad", "missing", "invented", "runner_up_1", "reason"]
+    added = ["ad", "missing", "invented", "risk", "basis", "runner_up_1", "reason", "ai_label"]
+    assert list(ads[0]) == [*header, *added] and "no legal advice" in result.stdout
+    assert all(row["ai_label"].startswith("本广告由AI技术生成（tiny qlora，") for row in ads)
     assert [[row[name] for name in header] for row in ads] == rows
     values = vocabulary(row["content"] for row in read_json_lines(ROOT / "data/sample/train.jsonl"))
     for row in ads:

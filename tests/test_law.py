@@ -3,8 +3,10 @@
 import json
 import re
 
+import prepare_data
 import pytest
-from lib.files import ROOT
+from corpus import run_main
+from lib.files import ROOT, read_json_lines
 from lib.law import describe, find_hits, has_ban, kinds_of, read_law
 
 LAW = json.loads((ROOT / "data/ad_law.json").read_text(encoding="utf-8"))
@@ -166,7 +168,7 @@ def test_the_rules_are_sound():
 
 def test_a_shop_adds_words(tmp_path, monkeypatch):
     path = tmp_path / "words.txt"
-    text = "# 竞争对手\n某某牌\nＢig  Brand，caution\n\n"
+    text = "# 竞争对手的品牌\n某某牌\nＢig  Brand，caution\n\n"
     for encoding in ("utf-8", "utf-8-sig", "gb18030"):
         path = tmp_path / f"{encoding}.txt"
         path.write_text(text, encoding=encoding)
@@ -185,7 +187,7 @@ def test_a_shop_adds_words(tmp_path, monkeypatch):
         (b"a,b,c", "line 1"),
         (b",ban", "line 1"),
         (b"# none\n", "holds no word"),
-        (b"\xff\xfe\xff", "neither UTF-8 nor GB18030"),
+        (b"\xff\xfe\xff", "not clearly UTF-8"),
         (None, "cannot be read"),
     ],
 )
@@ -203,3 +205,41 @@ def test_hits_in_words():
     assert risk == "ban: 顶级、最佳; caution: 限时、原价"
     assert "第9条第3项；绝对化用语指南第2条: 顶级、最佳" in basis and basis.count("; ") == 2
     assert describe([]) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept", "dropped"),
+    [
+        ("keep", {"杏色的裙子很温柔。是你的最佳选择，好搭。", "全网最低！"}, {}),
+        ("drop", set(), {"forbidden words in the ad": 2}),
+        ("cut", {"杏色的裙子很温柔。好搭。"}, {"forbidden words in the ad": 1}),
+    ],
+)
+def test_training_ads_with_forbidden_words(tmp_path, policy, kept, dropped):
+    """Only training ads are dropped or cut, and the card counts what is left."""
+    harmless = {f"第{number}款裙子。" for number in range(30)}
+    ads = {
+        "train": [*harmless, "杏色的裙子很温柔。是你的最佳选择，好搭。", "全网最低！", "限量的蓝。"],
+        "dev": ["全网最低！"],
+    }
+    for split, texts in ads.items():
+        rows = [{"content": f"类型#裙*编号#{split}{number}", "summary": ad} for number, ad in enumerate(texts)]
+        (tmp_path / f"{split}.json").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    out = tmp_path / "out"
+    printed = run_main(prepare_data, tmp_path, "--out", out, "--risky", policy)
+    found = [row["output"] for name in ("train", "val") for row in read_json_lines(out / f"adgen_{name}.jsonl")]
+    assert set(found) == harmless | {"限量的蓝。"} | kept and len(found) == len(set(found))
+    card = json.loads((out / "adgen_card.json").read_text(encoding="utf-8"))
+    assert card["policy"]["risky"] == policy and card["input"]["train"]["dropped_because"] == dropped
+    count = {name: card["output"][f"adgen_{name}.jsonl"] for name in ("train", "val", "dev")}
+    assert count["dev"]["ads_with_forbidden_words"] == count["dev"]["rows"] == 1
+    for name, number in (("ads_with_forbidden_words", 2 * (policy == "keep")), ("ads_with_words_to_be_proved", 1)):
+        assert count["train"][name] + count["val"][name] == number
+    assert "adgen_dev.jsonl: 1 rows, 1 with forbidden words" in printed and "no legal advice" in printed
+
+
+def test_a_bad_list_ends_a_preparation_before_it_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORDS", str(tmp_path / "nowhere.txt"))
+    with pytest.raises(SystemExit, match=r"nowhere\.txt cannot be read"):
+        run_main(prepare_data, tmp_path, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

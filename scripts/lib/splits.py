@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lib.attributes import parse_attributes, product, tidy
+from lib.law import find_hits, has_ban
 from lib.raw_rows import Row
 
 STATUSES = ("kept", "repaired", "dropped", "rejected")
@@ -16,6 +17,8 @@ STATUSES = ("kept", "repaired", "dropped", "rejected")
 CHANGED = "attribute string tidied"
 CUT = "clause with <UNK> cut"
 UNK = "<UNK> in the ad"
+CUT_FORBIDDEN = "clause with forbidden words cut"
+FORBIDDEN = "forbidden words in the ad"
 DUPLICATE = "duplicate pair"
 LEAK = "product is in dev"
 PLAIN = "no attributes"
@@ -36,15 +39,28 @@ class Result(NamedTuple):
         return self.status in ("kept", "repaired")
 
 
-def cut_unk(ad: str) -> str:
-    """The ad without the clauses that hold `<UNK>`; where the end of a sentence is cut off, punctuation closes it."""
+def cut_clauses(ad: str, spans: list[tuple[int, int]]) -> str:
+    """The ad without the clauses that the spans touch; where a sentence loses its end, punctuation closes it."""
     kept = ""
-    for clause, mark in re.findall(r"([^，,；;。！？!?]*)([，,；;。！？!?]*)", ad):
-        if "<UNK>" not in clause:
-            kept += clause + mark
+    for match in re.finditer(r"([^，,；;。！？!?]*)([，,；;。！？!?]*)", ad):
+        mark = match[2]
+        if not any(start < match.end(1) and match.start() < end for start, end in spans):
+            kept += match[0]
         elif kept and kept[-1] in "，,；;" and not (mark and mark[-1] in "，,；;"):
             kept = kept[:-1] + (mark or "。")
     return kept
+
+
+def repair(instruction: str, ad: str, policy: argparse.Namespace) -> tuple[str, list[str]]:
+    """The ad without the clauses that the policy cuts, and what they held."""
+    repairs = []
+    if policy.unk == "cut" and "<UNK>" in ad:
+        ad = cut_clauses(ad, [match.span() for match in re.finditer("<UNK>", ad)])
+        repairs.append(CUT)
+    if policy.risky == "cut" and has_ban(instruction, ad):
+        ad = cut_clauses(ad, [(hit.start, hit.end) for hit in find_hits(instruction, ad) if hit.level == "ban"])
+        repairs.append(CUT_FORBIDDEN)
+    return ad, repairs
 
 
 def judge_dev(rows: Iterable[Row]) -> list[Result]:
@@ -71,11 +87,10 @@ def judge_train(rows: Iterable[Row], dev_products: set[str], policy: argparse.Na
         if row.problem:
             results.append(Result(row, "rejected", row.problem))
             continue
-        instruction, output = tidy(row.content), row.summary.strip()
-        repairs = [CHANGED] if instruction != row.content else []
-        if "<UNK>" in output and policy.unk == "cut":
-            output = cut_unk(output)
-            repairs.append(CUT)
+        instruction = tidy(row.content)
+        output, repairs = repair(instruction, row.summary.strip(), policy)
+        if instruction != row.content:
+            repairs.insert(0, CHANGED)
         reason = reason_to_drop(instruction, output, dev_products, policy)
         pair = (product(instruction), output)
         if not reason and policy.duplicates == "drop" and pair in seen:
@@ -95,8 +110,12 @@ def reason_to_drop(instruction: str, output: str, dev_products: set[str], policy
     if product(instruction) in dev_products:
         return LEAK
     # Nothing is left of an ad if all of its clauses were cut.
-    if not output or (policy.unk == "drop" and "<UNK>" in output):
+    if not output:
+        return UNK if policy.unk == "cut" else FORBIDDEN
+    if policy.unk == "drop" and "<UNK>" in output:
         return UNK
+    if policy.risky != "keep" and has_ban(instruction, output):
+        return FORBIDDEN
     return ""
 
 

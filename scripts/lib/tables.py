@@ -9,6 +9,7 @@ from collections.abc import Callable
 from lib.baselines import BASELINES
 from lib.files import ROOT
 from lib.health import healthy_models, is_better
+from lib.law import NO_ADVICE
 from lib.metrics import MAIN, OVERLAP, SCORES, Values, covered, invented
 
 PUBLISHED = ROOT / "results/published.json"
@@ -81,6 +82,11 @@ def score_tables(results: dict, name_cell: Callable[[str], str], mark: Callable[
     return tables
 
 
+def has_law(results: dict) -> bool:
+    """Whether the scores tell of words that the law forbids. Older results do not."""
+    return any("forbidden" in row for row in results["systems"].values())
+
+
 def warnings_of(results: dict) -> list[tuple[str, str]]:
     """(model, warning) for every sign of ill health."""
     return [(name, warning) for name, warnings in results["health"].items() for warning in warnings]
@@ -118,6 +124,7 @@ def results_text(results: dict) -> str:
     )
     text = "".join(align(lines) + "\n" for lines in tables)
     text += "± half the width of the 95% interval" + ("; * best healthy model" if best else "") + ".\n"
+    text += f"{NO_ADVICE}\n" * has_law(results)
     return text + "".join(f"! {name}: {warning}.\n" for name, warning in warnings_of(results)) + verdict(results)
 
 
@@ -142,6 +149,7 @@ def results_markdown(results: dict) -> str:
     decoding = (f"`{key}: {json.dumps(value)}`" for key, value in (results["decoding"] or {}).items())
     text += f"- Rows scored: {rows_of('split')}.\n- Training rows: {rows_of('train')}.\n"
     text += f"- Decoding: {', '.join(decoding) or '?'}.\n- ± is half the width of the 95% interval.\n"
+    text += f"- {NO_ADVICE}\n" * has_law(results)
     versions = (f"{name} {version}" for name, version in results["versions"].items())
     text += f"- Versions: {', '.join(versions)}.\n"
     text += f"\nThis command wrote the table:\n\n```sh\n{results['command']}\n```\n"
