@@ -105,7 +105,7 @@ def test_odd_files_through_the_program(tmp_path, server):
     odd = Path(os.fsdecode(bytes(tmp_path) + b"/\xff\n\x1b[2J"))
     odd.mkdir()
     many = "*".join(f"键{number}#值{number}" for number in range(10**6))
-    rows = [{"attributes": words} for words in (many, "类型#裙", "", "类型#\ud800")]
+    rows = [{"attributes": words} for words in (many, "类型#裙", "", "类型#裙\ud800")]
     (odd / "products.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ("--server", server.url, "--n", "1")
     for encoding in ("utf-8", "ascii") if THOROUGH else ("ascii",):
