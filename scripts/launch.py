@@ -87,11 +87,13 @@ def make_stand_in(choices: Choices) -> None:
 def take_base(choices: Choices, options: argparse.Namespace) -> Choices:
     """The choices with the base model that the overrides name: it lies below the fine-tuned model, not in its place."""
     named = [word for word in options.words if word.startswith("model_name_or_path=")]
+    base = named[-1].partition("=")[2].strip('"') if named else ""
+    # Bulk writing names the merged model or the export, as it does for every method.
+    if not base or choices.exported or base == str(merged(choices)):
+        return choices
     options.words = [word for word in options.words if word not in named]
-    if named:
-        choices = choices._replace(base=named[-1].partition("=")[2])
-        check_named(trained(fine_tuned(choices)), choices.base)
-    return choices
+    check_named(trained(fine_tuned(choices)), base)
+    return choices._replace(base=base)
 
 
 def check_call(command: list[str]) -> None:
