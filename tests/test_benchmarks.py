@@ -19,7 +19,11 @@ from tiny_models import add_adapter, build_base
 
 pytestmark = pytest.mark.trained
 ROWS, STEPS, WARMUP = 24, 5, 2
-RUNS = ["plain", "predict:predict max_new_tokens=16", "counted:sft_lora include_num_input_tokens_seen=true"]
+RUNS = [
+    "plain",
+    "predict:predict max_new_tokens=16",
+    "counted:sft_lora per_device_train_batch_size=2 include_num_input_tokens_seen=true",
+]
 
 
 def read_json(path):

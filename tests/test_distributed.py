@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 import yaml
-from common import BIN, copy_demo, one_error
+from common import BIN, one_error
 from lib.choices import STRATEGIES
 from lib.files import ROOT, read_json_lines
 
@@ -111,16 +111,17 @@ def test_a_step_takes_the_same_rows_on_any_number_of_cards(make, clone, strategy
 
 
 def test_two_processes_write_the_ads_of_one(make, demo, tmp_path):
-    folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
-    predicted = folder / "saves/Custom/predict/sample_qlora/generated_predictions.jsonl"
-    base = folder / "saves/Custom/predict/sample_base/generated_predictions.jsonl"
-    alone, before = predicted.read_bytes(), base.stat().st_mtime_ns
-    predicted.unlink()
-    result = make(folder, "eval", "MODEL=tiny", "DATA=sample", "GPUS=2")
+    name = "generated_predictions.jsonl"
+    words = ["eval_dataset=sample_dev", f"output_dir={tmp_path}/ads"]
+    two = os.environ | {"MODEL": "tiny", "DATA": "sample", "GPUS": "2"}
+    command = [BIN / "python", "scripts/launch.py", "predict", *words]
+    result = subprocess.run(command, cwd=demo[0], env=two, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert predicted.read_bytes() == alone
-    # The base model's ads are used again, for what they depend on is as it was.
-    assert base.stat().st_mtime_ns == before
+    alone = demo[0] / "saves/Custom/predict/sample_qlora" / name
+    assert (tmp_path / "ads" / name).read_bytes() == alone.read_bytes()
+    # `make eval` writes both models' ads so.
+    plan = make(demo[0], "eval", "MODEL=tiny", "DATA=sample", "GPUS=2", "ARGS=--dry-run").stdout
+    assert [line.count("NPROC_PER_NODE=2 ") for line in plan.splitlines()] == [1, 1]
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])

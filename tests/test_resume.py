@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from common import BIN, copy_demo
 from lib.files import read_json_lines
@@ -101,10 +102,13 @@ def test_killed_stopped_and_run_twice(make, whole, tmp_path):
     """kill -9 of the trainer, SIGTERM to make, Ctrl-C; between them, a second run; a cut checkpoint; then the end."""
     project, reference = whole
     folder = tmp_path / "run"
+    lock = lock_path(folder)
 
     def run_on():
         process = start(project, *words(folder))
-        wait_for(lambda: lock_holder(lock_path(folder)), process)
+        outer = psutil.Process(process.pid)
+        # The trainer is there when its number stands in the lock.
+        wait_for(lambda: lock_holder(lock) in {str(one.pid) for one in outer.children(recursive=True)}, process)
         return process
 
     def run_on_for_a_step():
