@@ -166,6 +166,7 @@ def test_errors_are_one_line(start, project, tmp_path):
     for words, variables, said in (
         (["adapter_name_or_path=nowhere"], {}, "error: no adapter in nowhere"),
         (["temperatur=1"], {}, 'no key "temperatur"'),
+        (["max_new_tokens=16", "max_samples=1"], {}, "did not write one ad for each of 4 rows"),
         (
             SHORT,
             {"python": without_memory(tmp_path / "env", most=0)},

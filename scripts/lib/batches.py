@@ -155,6 +155,8 @@ async def run_part(
     if status and (status != OUT_OF_MEMORY or size == 1):
         errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
         raise Stopped((errors or said or ["LLaMA-Factory ended without a word"])[-1])
+    if not status and not read_part(place):
+        raise Stopped(f"LLaMA-Factory did not write one ad for each of {len(part)} rows; is an override the reason?")
     return not status
 
 
@@ -183,7 +185,7 @@ def take(place: Path, todo: dict[Key, int], done: Done, too_long: str) -> dict[K
     for key, prompt, ad in read_part(place):
         if ad and is_asked(prompt, key[0]):
             ads[key].append(ad)
-        else:
+        elif key in todo:
             reasons[key] = "the model wrote nothing" if is_asked(prompt, key[0]) else too_long
     for key, new in ads.items():
         if new := new[: todo.get(key, 0)]:
@@ -209,13 +211,13 @@ async def write_ads(
     check_cards(choices)
     cutoff = int(read_recipe(ROOT / choices.recipe("predict"), words).get("cutoff_len") or 2048)
     too_long = f"the attributes are longer than the recipe's cutoff_len of {cutoff} tokens"
-    reasons, asked = {key: too_long for key in todo if len(key[0]) > cutoff}, dict(todo)
+    # Rows of one length side by side need little padding. The longest come first: if they fit, all fit.
+    keys = sorted((key for key in todo if len(key[0]) <= cutoff), key=lambda key: -len(key[0]))
+    reasons, asked = dict.fromkeys(todo.keys() - keys, too_long), dict(todo)
     # A run that was killed may have left a finished part.
     for place in (ROOT / folder).glob("*"):
         reasons |= take(place, todo, done, too_long)
     progress(sum(asked.values()) - sum(todo.values()))
-    # Rows of one length side by side need little padding. The longest come first: if they fit, all fit.
-    keys = sorted((key for key in todo if key not in reasons), key=lambda key: -len(key[0]))
     rows = [key for key in keys for _ in range(todo[key])]
 
     async def work(number: int, card: str) -> None:
