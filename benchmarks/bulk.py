@@ -33,6 +33,7 @@ from lib.files import ROOT, fail, read_json_lines
 from lib.journal import numbered
 from lib.recipes import read_recipe
 from lib.servers import OwnServer, wait_until_up
+from lib.supervision import DEFAULTS, WRITING
 from lib.tables import align, markdown
 from measuring import SCRATCH, cell, shown
 
@@ -104,7 +105,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.update(training.LAUNCHED | os.environ)
+    os.environ.update(DEFAULTS | WRITING | os.environ)
     try:
         main()
     except KeyboardInterrupt:

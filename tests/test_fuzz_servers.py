@@ -109,7 +109,7 @@ def test_odd_files_through_the_program(tmp_path, server):
     (odd / "products.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ("--server", server.url, "--n", "1")
     for encoding in ("utf-8", "ascii") if THOROUGH else ("ascii",):
-        run = partial(run_program, tmp_path, "generate.py", peak=3 * SMALL, MODEL="tiny", PYTHONIOENCODING=encoding)
+        run = partial(run_program, tmp_path, "generate.py", peak=4 * SMALL, MODEL="tiny", PYTHONIOENCODING=encoding)
         assert run(odd / "products.jsonl", odd / "ads.csv", *words)[0] == 0
         with (odd / "ads.csv").open(encoding="utf-8-sig", newline="") as file:
             ads = list(csv.DictReader(file))

@@ -28,9 +28,10 @@ def test_markdown_escapes_what_would_part_cells():
 
 def test_examples_mark_invented_values():
     values = metrics.vocabulary(["颜色#红色*图案#碎花*版型#宽松"])
-    text = tables.examples_markdown({"x": ["红色|碎花*裙<UNK>。"]}, ["颜色#红色*版型#宽松"], ["宽松，红色。"], values)
-    assert "| x | 红色\\|⚠**碎花**\\*裙&lt;UNK>。 | ✓红色 ✗宽松 |" in text
-    assert "| reference | 宽松，红色。 | ✓红色 ✓宽松 |" in text
+    ads = {"x": ["红色|碎花*裙<UNK>，很好看。"]}
+    text = tables.examples_markdown(ads, ["颜色#红色*版型#宽松"], ["这件上衣宽松，红色。"], values)
+    assert "| x | 红色\\|⚠**碎花**\\*裙&lt;UNK>，很好看。 | ✓红色 ✗宽松 |" in text
+    assert "| reference | 这件上衣宽松，红色。 | ✓红色 ✓宽松 |" in text
 
 
 @pytest.mark.parametrize("file", SCORED, ids=lambda file: file.parent.name)
