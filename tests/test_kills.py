@@ -41,8 +41,8 @@ def look(event, words):
     global looking, count
     writes = event in ("os.rename", "os.remove") or event == "open" and (words[2] or 0) & os.O_ACCMODE != os.O_RDONLY
     # A file that is open already has a number instead of a path.
-    path = "" if isinstance(words[0], int) else os.fsdecode(words[0])
-    if looking and writes and os.path.dirname(path) == folder:
+    path = os.fsdecode(words[0]) if writes and not isinstance(words[0], int) else ""
+    if looking and os.path.dirname(path) == folder:
         looking, count = False, count + 1
         shutil.copytree(folder, f"{copies}/{count}")
         looking = True
