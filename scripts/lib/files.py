@@ -34,7 +34,9 @@ class Screen(io.FileIO):
 
 def open_screen(stream: IO[str]) -> IO[str]:
     """The same stream of a program; neither a closed pipe nor a character unknown to the terminal stops this one."""
-    screen = io.BufferedWriter(Screen(stream.fileno(), "w", closefd=False))
+    screen = Screen(stream.fileno(), "w", closefd=False)
+    # With PYTHONUNBUFFERED, as in containers, what is printed must not wait in a buffer.
+    screen = screen if stream.write_through else io.BufferedWriter(screen)
     behaviour = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
     return io.TextIOWrapper(screen, stream.encoding, "backslashreplace", **behaviour)
 
