@@ -21,16 +21,18 @@ import shlex
 import sys
 import tempfile
 import time
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
 import measuring
 import training
+from lib import batches
 from lib.batches import cards_of
 from lib.chat_client import find_model, request_of, write_ads
 from lib.choices import read_choices
 from lib.files import ROOT, fail, read_json_lines
-from lib.journal import numbered
+from lib.journal import numbered, open_journal, write_missing
 from lib.recipes import read_recipe
 from lib.servers import OwnServer, wait_until_up
 from lib.supervision import DEFAULTS, WRITING
@@ -38,20 +40,29 @@ from lib.tables import align, markdown
 from measuring import SCRATCH, cell, shown
 
 
-def in_batches(products: list[str], words: list[str], count: int, gpus: int) -> dict:
-    """What `make generate` takes for `count` ads of each product: ads, seconds and peak memory of the first card."""
-    table, output, log = (SCRATCH / f"bulk{end}" for end in (".jsonl", "_ads.jsonl", ".log"))
-    table.write_text("".join(json.dumps({"attributes": product}) + "\n" for product in products))
+def in_batches(table: Path, words: list[str], options: argparse.Namespace, gpus: int) -> dict:
+    """What it takes to write the ads of a table as `make generate` does: ads, seconds, peak memory of the first card.
+
+    They are not judged: nothing that random weights write is an ad.
+    """
+    output, log = SCRATCH / "bulk_ads.jsonl", SCRATCH / "bulk.log"
     output.unlink(missing_ok=True)
     # `measuring.watch` shows a command one card only.
     cards = [f"CUDA_VISIBLE_DEVICES={','.join(cards_of(gpus))}"] if gpus > 1 else []
-    command = [sys.executable, "scripts/generate.py", shown(table), shown(output), "--n", str(count), *words]
-    watched = measuring.watch(["env", *cards, *command], log)
+    own = [sys.executable, "benchmarks/bulk.py", "--table", str(table), "--n", str(options.n), *words]
+    watched = measuring.watch(["env", f"PYTHONPATH={ROOT / 'scripts'}", *cards, *own], log)
     if watched["status"]:
         fail(measuring.last_error(log, watched["status"]))
-    columns = ["ad", *(f"runner_up_{place}" for place in range(1, count))]
-    ads = sum(bool(row[name]) for row in read_json_lines(output) for name in columns)
+    ads = sum(len(row["ads"]) for row in read_json_lines(output) if "ads" in row)
     return {"way": "make generate", "cards": gpus, "ads": ads, **{key: watched[key] for key in ("seconds", "peak_gib")}}
+
+
+def write_table(table: Path, words: list[str], count: int) -> None:
+    """Writes `count` ads for each product of a table into the journal that `in_batches` reads."""
+    words = batches.sampling_words(read_choices(), words)
+    journal, ads = open_journal(SCRATCH / "bulk_ads.jsonl", {"words": words})
+    keys = numbered([row["attributes"] for row in read_json_lines(table)])
+    write_missing(partial(batches.write_ads, words, batches.work_folder("bulk")), journal, ads, keys, count)
 
 
 def by_server(products: list[str], words: list[str], count: int, recipe: dict) -> dict:
@@ -79,7 +90,10 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=4, help="ads for each product (default: 4)")
     parser.add_argument("--tokens", type=int, default=128, help="the most tokens of an ad (default: 128)")
     parser.add_argument("--out", type=Path, default=ROOT / "results/bench", help="folder for the results")
+    parser.add_argument("--table", type=Path, help=argparse.SUPPRESS)
     options, choices = parser.parse_intermixed_args(), read_choices()
+    if options.table:
+        return write_table(options.table, options.words, options.n)
     model, named = ROOT / "configs" / choices.model, ROOT / choices.settings("chat")["model_name_or_path"]
     base = named if named.is_dir() else SCRATCH / training.stand_in(model)[0]
     adapter, dev = SCRATCH / f"{model.name}_{base.name}_adapter", ROOT / "data/adgen_dev.jsonl"
@@ -90,7 +104,9 @@ def main() -> None:
     words.append(f"max_new_tokens={options.tokens}")
     recipe = read_recipe(model / "chat.yaml", words)
     runs = [by_server(products[: options.asked], words, options.n, recipe)]
-    runs.append(in_batches(products, [*words, *options.words], options.n, choices.gpus))
+    table = SCRATCH / "bulk.jsonl"
+    table.write_text("".join(json.dumps({"attributes": product}) + "\n" for product in products))
+    runs.append(in_batches(table, [*words, *options.words], options, choices.gpus))
     runs = [measuring.tidy(run | {"ads_per_s": run["ads"] / run["seconds"]}) for run in runs]
     card, command = (measuring.ask_card("name") or ["CPU"])[0], shlex.join(["python", *sys.argv])
     results = {"gpu": card, "command": command, "model": shown(base), "max_tokens": options.tokens, "runs": runs}

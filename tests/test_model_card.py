@@ -63,7 +63,9 @@ def test_scores_of_this_model_alone(demo, tmp_path, monkeypatch):
     results = json.loads((folder / "saves/Custom/report/eval_results.json").read_text())
     card = model_card(choices, {"adapter_name_or_path": ADAPTER})
     assert f"{results['systems']['tuned']['bleu-4']['value']:.2f} ±" in card and "120 of the 120 rows" in card
-    assert "1,960 rows (`train.jsonl`)" in card and "num_train_epochs: 4" in card and "datasets" not in metadata(card)
+    epochs = choices.settings("sft_qlora")["num_train_epochs"]
+    assert f"num_train_epochs: {epochs}\n" in card and "datasets" not in metadata(card)
+    assert "1,960 rows (`train.jsonl`)" in card
     # Another adapter, other predictions, and a training after the scores.
     shutil.copytree(ADAPTER, "saves/other")
     assert "Not scored" in model_card(choices, {"adapter_name_or_path": "saves/other"})

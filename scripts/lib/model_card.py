@@ -83,7 +83,7 @@ this card from the files of the training. The next export writes it anew.
 - It misses attributes and invents others. A person reads each ad before it is published.
 - It knows the products that its training rows describe. Ads for other kinds of products were not scored.
 - It is not for medicines, food supplements, finance, or any product where an invented claim does harm.
-- It does not know advertising law, and some places want AI-written text to be labelled.
+- It was not taught advertising law, and some places want AI-written text to be labelled.
 """
 
 
