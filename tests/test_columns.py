@@ -185,6 +185,12 @@ def test_several_attributes_in_one_cell(tmp_path, heading, cell):
     )
 
 
+@pytest.mark.parametrize("mark", [";", "；", ",", "\t"])
+def test_one_column_of_several_attributes(tmp_path, mark):
+    table = read(tmp_path, f"商品属性\n颜色:白色{mark}材质:雪纺\n\n颜色：黑色\n")
+    assert table.products == ["颜色#白色*材质#雪纺", "", "颜色#黑色"]
+
+
 def test_values_in_a_cell(tmp_path):
     rows = '"1,200小时、3/4/白",裙\n防水等级:IPX5；快充,裤\n16:9,裤\n颜色:白色、黑色；材质:棉/麻,裙\n'
     table = read(tmp_path, f"功能,类型\n{rows}")

@@ -112,9 +112,14 @@ def read_csv(path: Path) -> Table:
     """The lines of a CSV file, separated by commas, semicolons or tabs."""
     content = decode(path, b",;\t\n")
     # Excel writes semicolons or tabs in some languages. The first line that is more than a title shows which.
-    first = next((line for line in content[:10_000].splitlines() if re.search("[,;\t]", line)), "")
+    lines = [line for line in content[:10_000].splitlines() if re.search("[,;\t]", line)]
+    separator = max(",;\t", key=lines[0].count) if lines else ","
+    # Below a single heading, 颜色:白色;材质:雪纺 is one cell. No cell holds the separator of units.
+    parts = [part for line in lines for part in line.split(separator) if part.strip()]
+    if parts and all(re.search("[:：]", part) for part in parts):
+        separator = "\x1f"
     # If it were not strict, a forgotten quotation mark would swallow the rows up to the next one.
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
     try:
         return Table(list(reader))
     except csv.Error as error:
