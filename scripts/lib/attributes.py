@@ -87,5 +87,9 @@ def product(content: str) -> str:
 
     Width (NFKC), case and white space make no other product.
     """
-    attributes = "".join(unicodedata.normalize("NFKC", tidy(content)).lower().split())
-    return "*".join(sorted(set(attributes.split("*"))))
+    return "*".join(sorted(set(fold(tidy(content)).split("*"))))
+
+
+def fold(text: str) -> str:
+    """The text in one width (NFKC), in lower case and without white space."""
+    return "".join(unicodedata.normalize("NFKC", text).lower().split())

@@ -1,12 +1,11 @@
 """Reads the rows of a data set and the ads that a model wrote for them, and checks that both are in the same order."""
 
 import re
-import unicodedata
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from lib.attributes import parse_attributes
+from lib.attributes import fold, parse_attributes
 from lib.files import fail, printable, read_json_lines
 from lib.raw_rows import explain, read_file, read_rows
 from lib.registry import layouts_for
@@ -65,8 +64,7 @@ def plain(text: str) -> str:
 
     Tokenizers may change all of these. Marks that are their special tokens are missing in labels, or are cut.
     """
-    text = "".join(unicodedata.normalize("NFKC", text).lower().split())
-    return re.sub(r"<[^<>]{1,30}(?:>|$)|\[[a-z]{3,4}\]|\ufffd", "", text)
+    return re.sub(r"<[^<>]{1,30}(?:>|$)|\[[a-z]{3,4}\]|\ufffd", "", fold(text))
 
 
 def stands_in(text: str, other: str) -> bool:
