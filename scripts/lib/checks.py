@@ -62,7 +62,8 @@ def list_checks(verb: str, recipe: Path | None, settings: dict, every: bool) -> 
 def check_packages() -> str:
     """The packages are those of requirements.lock. Other versions may work, and not every verb needs every package."""
     pinned: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE):
+    locks = "".join((ROOT / f"requirements{extra}.lock").read_text(encoding="utf-8") for extra in ("", "-vllm"))
+    for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", locks, re.MULTILINE):
         pinned.setdefault(name, set()).add(version)
     installed = installed_versions(pinned)
     asked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
