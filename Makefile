@@ -29,10 +29,10 @@ export SERVER ?=
 export WORDS ?=
 export LABEL ?=
 
-# The environment: .venv, made from requirements.lock, or the bin folder of your own (conda, container).
+# The environment: .venv, made from requirements.lock (VLLM=1: with vLLM), or the bin folder of your own (conda, container).
+export VLLM ?=
 BIN ?= .venv/bin
 PY  := $(BIN)/python
-# What `make bench` measures: training, serving, bulk, sizes or features.
 BENCH ?= training
 
 SHELL := bash

@@ -17,7 +17,7 @@ parser.add_argument("verb", choices=["serve"])
 parser.add_argument("model")
 for name in ("served-model-name", "host", "middleware", "chat-template", "generation-config", "lora-modules"):
     parser.add_argument(f"--{name}")
-for name in ("port", "max-model-len", "max-lora-rank"):
+for name in ("port", "max-model-len", "max-lora-rank", "max-num-seqs"):
     parser.add_argument(f"--{name}", type=int)
 parser.add_argument("--override-generation-config", type=json.loads)
 parser.add_argument("--gpu-memory-utilization", type=float)

@@ -32,8 +32,8 @@ from lib.weights import read_json
 OPTIONS = {"vllm_maxlen": ("--max-model-len", 2048), "infer_dtype": ("--dtype", "bfloat16")}
 # The ranks of adapters that vLLM knows.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# GiB of a recipe's card that are left to the driver and to the screen.
-LEFT = 2
+# GiB of a recipe's card that are left to CUDA graphs, to the driver and to a screen.
+LEFT = 3
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
 
 
@@ -77,7 +77,8 @@ def serve_words(recipe: dict, header: str, model: str, gpus: int) -> list[str]:
     words += ["--host", host, "--port", str(port), "--middleware", "lib.only_v1.OnlyV1", "--disable-uvicorn-access-log"]
     words += ["--chat-template", str(folder / "chat_template.jinja"), "--generation-config", str(folder)]
     words += ["--override-generation-config", json.dumps(sampling)]
-    words += ["--gpu-memory-utilization", str(memory_share(recipe, header))]
+    # On a large card, vLLM would set memory aside for 1,024 ads at a time.
+    words += ["--gpu-memory-utilization", str(memory_share(recipe, header)), "--max-num-seqs", "256"]
     for key, (option, default) in OPTIONS.items():
         words += [option, str(recipe.get(key) or default)]
     if recipe.get("quantization_bit"):
