@@ -32,11 +32,12 @@ from lib.recipes import check_overrides, read_recipe
 
 # Keys of the predict recipe that no override may change.
 OWN = ("eval_dataset", "max_samples", "seed", "output_dir")
-# How the ads are sampled: more widely than ads for a shop, so that a row's best and worst ad differ.
-SAMPLING = ["do_sample=true", "temperature=1.0", "top_p=1.0", "top_k=50"]
+# How the ads are sampled: more widely than ads for a shop, so that a row's best and worst ad differ. A repetition
+# penalty would make the tokens of the prompt less likely, too, and with them the attributes.
+SAMPLING = ["do_sample=true", "temperature=1.0", "top_p=1.0", "top_k=50", "repetition_penalty=1.0"]
 # How much likeness to the row's own ad (0 to 1) weighs beside the shares of values missed and invented. The ads of one
-# row differ in it by about 0.1, so it decides between ads that keep to the product equally well.
-LIKENESS = 1.0
+# row differ in it by about 0.1. docs/faithfulness.md has what other weights lead to.
+LIKENESS = 4.0
 
 
 def read_options() -> argparse.Namespace:
