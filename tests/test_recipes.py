@@ -169,11 +169,11 @@ def test_nothing_unsafe(recipe):
 
 
 def test_every_model_has_every_verb(model):
-    assert {"sft_qlora", "sft_lora", "predict_base", "predict", "export", "chat", "dpo"} <= set(model)
+    assert {"sft_qlora", "sft_lora", "predict_base", "predict", "export", "chat", "dpo", "kto"} <= set(model)
 
 
 def test_recipes_of_a_model_agree(model):
-    downstream = {name: one for name, one in model.items() if name not in ("pretrain", "dpo")}
+    downstream = {name: one for name, one in model.items() if name not in ("pretrain", "dpo", "kto")}
     assert len({settings["model_name_or_path"] for settings in downstream.values()}) == 1
     assert len({one["default_system"] for name, one in model.items() if name != "pretrain"}) == 1
     # Packed rows fill their blocks, which may be shorter than what prediction allows.
@@ -191,12 +191,13 @@ def test_recipes_of_a_model_agree(model):
         assert model["pretrain"]["output_dir"] == model["chat"]["model_name_or_path"]
 
 
-def test_dpo_goes_on_from_a_merged_fine_tuning_and_its_own_pairs(model, request):
-    start = Path(model["dpo"]["model_name_or_path"])
+@pytest.mark.parametrize(("method", "rows"), [("dpo", "pairs"), ("kto", "verdicts")])
+def test_a_preference_method_goes_on_from_a_merged_fine_tuning_and_its_own_rows(model, request, method, rows):
+    start = Path(model[method]["model_name_or_path"])
     assert str(start.parents[1] / "lora" / start.name) == model[start.name]["output_dir"]
     assert start.parent.name == "merged"
     folder = request.node.callspec.params["model"]
-    assert model["dpo"]["dataset"] == f"{folder.name}_pairs"
+    assert model[method]["stage"] == method and model[method]["dataset"] == f"{folder.name}_{rows}"
 
 
 def test_base_and_tuned_are_predicted_alike(model):

@@ -116,6 +116,12 @@ def write_json(path: Path, value) -> None:
         file.write("\n")
 
 
+def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
+    """Writes JSON objects as JSON lines, whole or not at all."""
+    with whole_file(path) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def read_json_lines(path: Path) -> list[dict]:
     """The JSON objects of a UTF-8 JSON lines file without its blank lines; ends the program if the file is not one."""
     try:

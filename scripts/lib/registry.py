@@ -144,6 +144,9 @@ def check_entry(place: str, entry: dict, stage: str) -> None:
     if (stage in ("dpo", "rm")) != bool(entry.get("ranking")):
         pairs = 'pairs ("ranking": true, with chosen and rejected)'
         fail(f"{place}: stage {stage} {'needs' if stage in ('dpo', 'rm') else 'takes no'} {pairs}")
+    if (stage == "kto") != bool(entry.get("columns", {}).get("kto_tag")):
+        tag = 'column that says yes or no (true or false), named as "kto_tag" under "columns"'
+        fail(f"{place}: stage {stage} {'needs a' if stage == 'kto' else 'takes no'} {tag}")
 
 
 def needed_columns(entry: dict, settings: dict) -> dict[str, str]:
@@ -210,6 +213,9 @@ def row_fault(row: object, layout: Layout) -> str:
     """Why LLaMA-Factory could not read a row; nothing if it could. A column without a value is none of its faults."""
     if not isinstance(row, dict):
         return f"a JSON object was expected, not {type(row).__name__}"
+    tag = layout.get("kto_tag")
+    if tag and not isinstance(row.get(tag), bool):
+        return f'the column "{tag}" is {type(row.get(tag)).__name__}, not true or false'
     if "messages" not in layout:
         texts = (layout[part] for part in TEXTS if part in layout)
         wrong = next((column for column in texts if not isinstance(row.get(column), str | None)), None)
