@@ -95,10 +95,17 @@ def check_rows(settings: dict) -> str:
             raise Unmade(problem) if name in prepared else SystemExit(problem)
         if name in prepared:
             check_card(path)
-        elif path.resolve() in {ROOT / f"data/{one.name}_pairs.jsonl" for one in ROOT.glob("configs/*")}:
+        elif is_ours(path) and path.name.endswith("_pairs.jsonl"):
             check_pairs(path, Path(settings["model_name_or_path"]))
-    check_sets(settings, prepared)
+    others = {name for name, path in local.items() if name not in prepared and not is_ours(path)}
+    check_sets(settings, others)
     return f"{', '.join(files)}: there and unchanged"
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is of the embedded sample, or holds pairs that `make pairs` wrote."""
+    pairs = [ROOT / f"data/{model.name}_pairs.jsonl" for model in ROOT.glob("configs/*")]
+    return path.resolve().parent == ROOT / "data/sample" or path.resolve() in pairs
 
 
 def check_card(path: Path) -> None:
