@@ -4,7 +4,6 @@ Without RAW the rows come from the Hugging Face hub, or from ModelScope if USE_M
 """
 
 import argparse
-import base64
 import hashlib
 import json
 from collections import Counter
@@ -85,21 +84,17 @@ def write_lines(path: Path, values: Iterable[dict]) -> str:
     digest = hashlib.sha256()
     with whole_file(path, "wb") as file:
         for value in values:
-            line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
+            # What is no Unicode is written as JSON's own escapes, \\udc80 for one. Only rejected rows hold any.
+            line = (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
             digest.update(line)
             file.write(line)
     return digest.hexdigest()
 
 
 def left_out(result: Result) -> dict:
-    """A line of adgen_rejected.jsonl: where the row stood, why it is left out, and its text, or base64 of its bytes."""
+    """A line of adgen_rejected.jsonl: where the row stood, why it is left out, and its text."""
     row = result.row
-    data = row.raw.encode("utf-8", "surrogatepass") if isinstance(row.raw, str) else row.raw
-    try:
-        original = {"text": data.decode("utf-8")}
-    except UnicodeDecodeError:
-        original = {"base64": base64.b64encode(data).decode()}
-    return {"file": row.file, "line": row.line, "status": result.status, "reason": result.reason, **original}
+    return {"file": row.file, "line": row.line, "status": result.status, "reason": result.reason, "text": row.raw}
 
 
 def write_files(folder: Path, splits: dict[str, list[Result]], lost: list[Result], card: dict) -> None:

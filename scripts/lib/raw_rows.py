@@ -24,10 +24,10 @@ Layouts = tuple[Layout, ...]
 class Row(NamedTuple):
     """One raw row. Either `content` and `summary` hold its attribute string and its ad, or `problem` says why not."""
 
-    # Where it stood, and its text there; bytes if they are text in no known encoding.
+    # Where it stood, and its text there.
     file: str
     line: int
-    raw: str | bytes
+    raw: str
     content: str = ""
     summary: str = ""
     problem: str = ""
@@ -96,25 +96,14 @@ def read_file(path: Path) -> bytes:
 # --- rows ---
 
 
-def decode_lines(data: bytes) -> list[str | bytes]:
-    """The lines of a file as text, or as bytes where they are neither UTF-8 nor GB18030.
-
-    One encoding is taken for all lines if it fits them all; otherwise each line is decoded by itself.
-    """
+def decode_lines(data: bytes) -> list[str]:
+    """The lines of a file as text in UTF-8 or GB18030; bytes that are neither become lone surrogates."""
     # One rare character in a Python string makes every character take four bytes, so each line is a string of its own.
     lines = data.removeprefix(BOM).split(b"\n")
     for encoding in ("utf-8", "gb18030"):
         with suppress(UnicodeDecodeError):
             return [line.decode(encoding) for line in lines]
-    return [decode_line(line) for line in lines]
-
-
-def decode_line(line: bytes) -> str | bytes:
-    """A line as text, in UTF-8 or GB18030; as it is if neither fits."""
-    for encoding in ("utf-8", "gb18030"):
-        with suppress(UnicodeDecodeError):
-            return line.decode(encoding)
-    return line
+    return [line.decode("utf-8", "surrogateescape") for line in lines]
 
 
 def read_rows(name: str, data: bytes, layouts: Layouts = LAYOUTS) -> Iterator[Row]:
@@ -123,12 +112,12 @@ def read_rows(name: str, data: bytes, layouts: Layouts = LAYOUTS) -> Iterator[Ro
     `name`: what the rows and the errors call the file. Ends the program if an array is cut off.
     """
     lines = decode_lines(data)
-    if data.removeprefix(BOM).lstrip()[:1] == b"[" and all(isinstance(line, str) for line in lines):
+    if data.removeprefix(BOM).lstrip()[:1] == b"[":
         yield from read_array(name, "\n".join(lines), layouts)
         return
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield read_line(Row(name, number, line.removesuffix("\r") if isinstance(line, str) else line), layouts)
+            yield read_line(Row(name, number, line.removesuffix("\r")), layouts)
 
 
 def read_array(name: str, text: str, layouts: Layouts) -> Iterator[Row]:
@@ -144,8 +133,6 @@ def read_array(name: str, text: str, layouts: Layouts) -> Iterator[Row]:
 
 def read_line(row: Row, layouts: Layouts) -> Row:
     """The row with its texts, or its problem, found in the line `row.raw`."""
-    if isinstance(row.raw, bytes):
-        return row._replace(problem="neither UTF-8 nor GB18030")
     # A long line is not even parsed: its values could take a hundred times its memory.
     if len(row.raw) > LONGEST_ROW:
         return row._replace(problem=TOO_LONG)
