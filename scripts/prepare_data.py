@@ -124,18 +124,10 @@ def read_policy() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("raw", nargs="?", type=Path, help="folder, file, .tar.gz or .zip with train.json and dev.json")
     parser.add_argument("--out", type=Path, default=ROOT / "data", help="folder to write to (default: data)")
-    for flag, choices, help_text in (
-        ("--unk", ("drop", "cut", "keep"), "training ads with <UNK>: drop the row (default), cut the clause, or keep"),
-        ("--duplicates", ("drop", "keep"), "repeated training pairs (default: drop)"),
-        ("--plain", ("drop", "keep"), "training rows without attributes (default: drop)"),
-        (
-            "--risky",
-            ("keep", "drop", "cut"),
-            "training ads with words that the law or WORDS forbids: keep (default), "
-            "drop the row, or cut the clause; this is no legal advice",
-        ),
-    ):
-        parser.add_argument(flag, choices=choices, default=choices[0], help=help_text)
+    help_text = "training ads with <UNK>: drop the row (default), cut the clause, or keep"
+    parser.add_argument("--unk", choices=("drop", "cut", "keep"), default="drop", help=help_text)
+    help_text = "training ads with words that the law or WORDS forbids: keep (default), drop the row, or cut the clause"
+    parser.add_argument("--risky", choices=("keep", "drop", "cut"), default="keep", help=help_text)
     parser.add_argument(
         "--columns", metavar="prompt=…,response=…", help="where attribute string and ad stand, if under other names; "
         "also query=… for a column that continues the prompt, or messages=… for a column of turns"
@@ -189,13 +181,7 @@ def main() -> None:
 
     card: dict = {
         "source": printable(policy.raw.name) if policy.raw else files["train"][0],
-        "policy": {
-            "unk": policy.unk,
-            "duplicates": policy.duplicates,
-            "plain": policy.plain,
-            "risky": policy.risky,
-            "dev products": "drop",
-        },
+        "policy": {"unk": policy.unk, "risky": policy.risky},
         "input": {},
         "output": {},
     }

@@ -93,7 +93,7 @@ def judge_train(rows: Iterable[Row], dev_products: set[str], policy: argparse.Na
             repairs.insert(0, CHANGED)
         reason = reason_to_drop(instruction, output, dev_products, policy)
         pair = (product(instruction), output)
-        if not reason and policy.duplicates == "drop" and pair in seen:
+        if not reason and pair in seen:
             reason = DUPLICATE
         if reason:
             results.append(Result(row, "dropped", reason))
@@ -105,7 +105,7 @@ def judge_train(rows: Iterable[Row], dev_products: set[str], policy: argparse.Na
 
 def reason_to_drop(instruction: str, output: str, dev_products: set[str], policy: argparse.Namespace) -> str:
     """Why a training row must not be used, whatever other rows there are; nothing if it may."""
-    if policy.plain == "drop" and not parse_attributes(instruction):
+    if not parse_attributes(instruction):
         return PLAIN
     if product(instruction) in dev_products:
         return LEAK
