@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 from xml.etree.ElementTree import iterparse
 
 from lib.archives import open_zip
-from lib.files import LARGEST_FILE, fail, printable, read_bounded
+from lib.files import LARGEST_FILE, fail, printable, read_bounded, read_json_lines
 
 # Excel's own limits on a sheet.
 MOST_ROWS, MOST_COLUMNS = 2**20, 2**14
@@ -124,21 +124,15 @@ def read_csv(path: Path) -> Table:
 
 def read_objects(path: Path) -> Table:
     """The keys of all objects of a JSON lines file as headings, and below them the values of each object."""
-    rows = []
-    for number, line in enumerate(decode(path, b"[{,\n").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            # A value can be nested so deep that it can be read but not written. It is refused here, not at the end.
-            json.dumps([row]), text(list(row.values()) if isinstance(row, dict) else row)
-        except (ValueError, RecursionError) as error:
-            fail(f"{path}, line {number}: not JSON ({error}); is the file cut off?")
-        if not isinstance(row, dict):
-            fail(f"{path}, line {number}: a JSON object was expected, not {type(row).__name__}")
-        rows.append(row)
+    rows = read_json_lines(path)
     header = list(dict.fromkeys(key for row in rows for key in row))
     check_size(path, len(rows), len(header))
+    try:
+        # A value can be nested so deep that it can be read but not written. It is refused here, not at the end.
+        for row in rows:
+            json.dumps([row]), text([*row.values()])
+    except RecursionError:
+        fail(f"{path} holds values that are nested too deep")
     return Table([header, *([row.get(key) for key in header] for row in rows)])
 
 
