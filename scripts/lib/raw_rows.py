@@ -1,7 +1,6 @@
 """Reads raw AdGen rows from a folder, a file, an archive or a hub, in all the forms in which AdGen is passed on."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 from lib.archives import UNREADABLE, files_in_archive
 from lib.files import ROOT, fail, printable, read_bounded
+from lib.hubs import use_modelscope
 from lib.layouts import LAYOUTS, NO_COLUMNS, Layout, name_columns, read_texts
 from lib.registry import read_registry
 
@@ -53,12 +53,9 @@ def read_sources(raw: Path) -> dict[str, tuple[str, bytes]]:
     if not raw.exists():
         fail(f"{raw} does not exist; RAW is a folder, a file, a .tar.gz or a .zip with AdGen's train.json and dev.json")
     try:
-        if raw.is_dir():
-            found = files_in_folder(raw)
-        else:
-            found = files_in_archive(raw, split_of)
-            if found is None:
-                found = file_and_neighbour(raw)
+        found = files_in_folder(raw) if raw.is_dir() else files_in_archive(raw, split_of)
+        if found is None:
+            found = file_and_neighbour(raw)
     except UNREADABLE as error:
         fail(f"{raw} cannot be read: {error}")
     sources: dict[str, tuple[str, bytes]] = {}
@@ -121,14 +118,17 @@ def read_rows(name: str, data: bytes, layouts: Layouts = LAYOUTS) -> Iterator[Ro
 
 
 def read_array(name: str, text: str, layouts: Layouts) -> Iterator[Row]:
-    """The rows of a JSON array; their line numbers are their places in it, from 1."""
+    """The rows of a JSON array."""
     try:
-        values = json.loads(text)
-        texts = [json.dumps(value, ensure_ascii=False) for value in values]
+        yield from list(read_values(name, json.loads(text), layouts))
     except (ValueError, RecursionError) as error:
         fail(f"{name} starts as a JSON array but is none ({error}); is it cut off?")
-    for number, (raw, value) in enumerate(zip(texts, values, strict=True), 1):
-        yield read_value(Row(name, number, raw), value, layouts)
+
+
+def read_values(name: str, values: Iterable, layouts: Layouts) -> Iterator[Row]:
+    """The rows of JSON values; their line numbers are their places, from 1."""
+    for number, value in enumerate(values, 1):
+        yield read_value(Row(name, number, json.dumps(value, ensure_ascii=False)), value, layouts)
 
 
 def read_line(row: Row, layouts: Layouts) -> Row:
@@ -179,37 +179,30 @@ def read_hub(layouts: Layouts = LAYOUTS) -> dict[str, list[Row]]:
     The registry names the data set on both hubs. Ends the program if the hub cannot be reached.
     """
     registry = read_registry(ROOT / "dataset_info")
-    modelscope = os.environ.get("USE_MODELSCOPE_HUB") in ("1", "true")
-    hub, key = ("ModelScope", "ms_hub_url") if modelscope else ("the Hugging Face hub", "hf_hub_url")
-    load = load_from_modelscope if modelscope else load_from_hugging_face
+    hub, key = ("ModelScope", "ms_hub_url") if use_modelscope() else ("the Hugging Face hub", "hf_hub_url")
     rows = {}
     for split in ("train", "dev"):
         entry = registry[f"adgen_hub_{split}"]
         name = f"{entry[key]}:{entry['split']}"
         print(f"Fetching {name} from {hub}")
         try:
-            rows[split] = [
-                read_value(Row(name, number, json.dumps(value, ensure_ascii=False)), value, layouts)
-                for number, value in enumerate(load(entry[key], entry["split"]), 1)
-            ]
+            values = list(load_rows(entry[key], entry["split"]))
         except Exception as error:
             # Both libraries raise whatever their network libraries raise.
             fail(
                 f"{name} cannot be fetched from {hub} ({type(error).__name__}): check the network, "
                 "give local files with `make data RAW=<folder>`, or see everything run on the sample with `make demo`"
             )
+        rows[split] = list(read_values(name, values, layouts))
     return rows
 
 
-def load_from_hugging_face(name: str, split: str) -> Iterable[dict]:
-    """The rows of a data set on the Hugging Face hub."""
+def load_rows(name: str, split: str) -> Iterable[dict]:
+    """The rows of a data set on the hub."""
+    if use_modelscope():
+        from modelscope import MsDataset
+
+        return MsDataset.load(name, split=split)
     from datasets import load_dataset
 
     return load_dataset(name, split=split)
-
-
-def load_from_modelscope(name: str, split: str) -> Iterable[dict]:
-    """The rows of a data set on ModelScope."""
-    from modelscope import MsDataset
-
-    return MsDataset.load(name, split=split)
