@@ -70,12 +70,13 @@ def judge_dev(rows: Iterable[Row]) -> list[Result]:
     """
     results = []
     for row in rows:
+        instruction = tidy(row.content)
         if row.problem:
             results.append(Result(row, "rejected", row.problem))
-            continue
-        instruction = tidy(row.content)
-        status, reason = ("kept", "") if instruction == row.content else ("repaired", CHANGED)
-        results.append(Result(row, status, reason, instruction, row.summary))
+        elif instruction == row.content:
+            results.append(Result(row, "kept", "", instruction, row.summary))
+        else:
+            results.append(Result(row, "repaired", CHANGED, instruction, row.summary))
     return results
 
 
@@ -84,22 +85,18 @@ def judge_train(rows: Iterable[Row], dev_products: set[str], policy: argparse.Na
     results: list[Result] = []
     seen: set[tuple[str, str]] = set()
     for row in rows:
-        if row.problem:
-            results.append(Result(row, "rejected", row.problem))
-            continue
         instruction = tidy(row.content)
         output, repairs = repair(instruction, row.summary.strip(), policy)
         if instruction != row.content:
             repairs.insert(0, CHANGED)
-        reason = reason_to_drop(instruction, output, dev_products, policy)
         pair = (product(instruction), output)
-        if not reason and pair in seen:
-            reason = DUPLICATE
-        if reason:
+        if row.problem:
+            results.append(Result(row, "rejected", row.problem))
+        elif reason := DUPLICATE if pair in seen else reason_to_drop(instruction, output, dev_products, policy):
             results.append(Result(row, "dropped", reason))
-            continue
-        seen.add(pair)
-        results.append(Result(row, "repaired" if repairs else "kept", "; ".join(repairs), instruction, output))
+        else:
+            seen.add(pair)
+            results.append(Result(row, "repaired" if repairs else "kept", "; ".join(repairs), instruction, output))
     return results
 
 
