@@ -154,8 +154,6 @@ def main() -> None:
         texts = {name: system.texts for name, system in predicted.items()}
         write_results(options.out, results, texts, data, train, losses)
     print(tables.results_text(results))
-    if results["adgen_dev"]:
-        print(tables.published_text())
 
 
 if __name__ == "__main__":
