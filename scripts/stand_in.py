@@ -194,6 +194,7 @@ def quantise(model, layers: int, folder: Path):
 
 def write(folder: Path, model, tokenizer) -> None:
     """Writes a model with its tokenizer to `folder`, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
     try:
         model.save_pretrained(partial)
@@ -226,7 +227,6 @@ def main() -> None:
     shape = SIZES[options.size] | ({"num_hidden_layers": options.layers} if options.layers else {})
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     tokenizer = build_tokenizer(shape, options.corpus)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     ids = tokenizer.bos_token_id, tokenizer.eos_token_id, options.seed
     if options.size == "70b" and not options.layers:
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
