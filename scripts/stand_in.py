@@ -2,9 +2,8 @@
 
 --size tiny  for machines without a GPU: it learns the embedded sample on two CPU cores.
 --size 8b    the shape, vocabulary size and special-token ids of Meta-Llama-3-8B-Instruct, to measure memory and speed.
---size 70b   those of the 70B model, quantised: 40 GB on disk instead of 141. All layers have the same weights.
-
-FSDP takes no base that is quantised already. --layers N writes N layers in bf16 instead.
+--size 70b   those of the 70B model, quantised: 40 GB on disk instead of 141. All layers have the same weights. FSDP takes
+             no base that is quantised already.
 """
 
 import argparse
@@ -146,22 +145,22 @@ def build_tokenizer(shape: dict, corpus: Path):
     )
 
 
-def build_model(shape: dict, bos_token_id: int, eos_token_id: int, seed: int):
-    """A LlamaForCausalLM of a shape in SIZES, with random weights.
+def build_model(shape: dict, tokenizer):
+    """A LlamaForCausalLM of a shape in SIZES, with the tokens of `build_tokenizer` and random weights.
 
     The 8B and larger shapes are bfloat16, and made on the GPU if there is one; smaller ones are float32.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-    set_seed(seed)
+    set_seed(42)
     sizes = {name: value for name, value in shape.items() if not name.endswith(("_tokens", "_token"))}
     config = LlamaConfig(
         vocab_size=shape["text_tokens"] + SPECIAL_TOKENS,
         rope_theta=500000.0,
         rms_norm_eps=1e-5,
-        bos_token_id=bos_token_id,
-        eos_token_id=eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,
         **sizes,
     )
@@ -194,7 +193,6 @@ def quantise(model, layers: int, folder: Path):
 
 def write(folder: Path, model, tokenizer) -> None:
     """Writes a model with its tokenizer to `folder`, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
     try:
         model.save_pretrained(partial)
@@ -215,25 +213,21 @@ def main() -> None:
         default=ROOT / "data/sample/train.jsonl",
         help="JSON lines file from which the tokenizer learns (default: the embedded sample)",
     )
-    parser.add_argument("--layers", type=int, metavar="N", help="write N layers, not quantised")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the random weights (default: 42)")
     options = parser.parse_args()
-    if options.layers is not None and options.layers < 1:
-        parser.error("--layers is at least 1")
     folder: Path = options.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         fail(f"{folder} exists and is not an empty folder; remove it or name another one")
 
-    shape = SIZES[options.size] | ({"num_hidden_layers": options.layers} if options.layers else {})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shape = SIZES[options.size]
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     tokenizer = build_tokenizer(shape, options.corpus)
-    ids = tokenizer.bos_token_id, tokenizer.eos_token_id, options.seed
-    if options.size == "70b" and not options.layers:
+    if options.size == "70b":
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            one = build_model(shape | {"num_hidden_layers": 1}, *ids)
+            one = build_model(shape | {"num_hidden_layers": 1}, tokenizer)
             model = quantise(one, shape["num_hidden_layers"], Path(scratch))
     else:
-        model = build_model(shape, *ids)
+        model = build_model(shape, tokenizer)
     write(folder, model, tokenizer)
     print(f"{folder}: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens, random weights")
 

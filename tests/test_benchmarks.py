@@ -27,6 +27,7 @@ def read_json(path):
 def measured(copy_project):
     """A copy of the project in which a training was measured: its folder, its base, its entry, what was printed."""
     folder = copy_project()
+    (folder / "saves/Custom/full").mkdir(parents=True)
     base = build_base(folder / "saves/Custom/full/pretrain")
     # With an adapter there, the program need not train one for predictions.
     add_adapter(base, ["q_proj"]).save_pretrained(folder / "saves/bench/tiny_pretrain_adapter")
