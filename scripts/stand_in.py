@@ -2,8 +2,8 @@
 
 --size tiny  for machines without a GPU: it learns the embedded sample on two CPU cores.
 --size 8b    the shape, vocabulary size and special-token ids of Meta-Llama-3-8B-Instruct, to measure memory and speed.
---size 70b   those of the 70B model, quantised: 40 GB on disk instead of 141. All layers have the same weights. FSDP takes
-             no base that is quantised already.
+--size 70b   those of the 70B model, quantised: 40 GB on disk instead of 141. All layers have the same weights.
+             FSDP takes no base that is quantised already.
 """
 
 import argparse
