@@ -50,10 +50,7 @@ def parse_systems(words: Iterable[str]) -> dict[str, Path]:
 def read_decoding(words: list[str]) -> dict:
     """The decoding keys of a predict recipe, whose path comes first, with the `key=value` overrides laid over them."""
     settings = read_recipe(Path(words[0]), words[1:])
-    found = {key: settings[key] for key in DECODING if key in settings}
-    # YAML may hold values that JSON cannot.
-    simple = bool | int | float | str | None
-    return {key: value if isinstance(value, simple) else str(value) for key, value in found.items()}
+    return {key: settings[key] for key in DECODING if key in settings}
 
 
 def describe(path: Path, rows: Rows) -> dict:

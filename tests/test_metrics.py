@@ -20,29 +20,6 @@ NEAR = [ad[: len(ad) // 2] + "很好看，" + ad[len(ad) // 2 :] for ad in ADS]
 SHARED = ROOT.parent / "shared/adgen"
 
 
-def test_overlap_equals_llamafactorys_own_metric():
-    from llamafactory.train.sft.metric import ComputeSimilarity
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import EvalPrediction, PreTrainedTokenizerFast
-
-    bytewise = Tokenizer(models.BPE({char: n for n, char in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
-    bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytewise, pad_token="<|pad|>")
-    odd = ["", " ", "。", "好", "A-line 裙 2024 款！", "显瘦\n显高\n", "？”好……", ADS[0], "<UNK>" + ADS[1], ADS[2] * 12]
-    texts = odd + [ad[number % 7 :] + ads for number, (ad, ads) in enumerate(zip(ADS[10:], ADS[9:], strict=False))]
-
-    def ids(rows):
-        rows = [tokenizer(row).input_ids for row in rows]
-        longest = max(map(len, rows))
-        return np.array([row + [-100] * (longest - len(row)) for row in rows])
-
-    expected = ComputeSimilarity(tokenizer)(EvalPrediction(predictions=ids(texts), label_ids=ids(ADS)))
-    found = system_scores.score_systems({"odd": Predictions(texts, ADS)}, Rows(CONTENTS, ADS), None)["systems"]["odd"]
-    assert expected.keys() == set(metrics.OVERLAP)
-    for score, value in expected.items():
-        assert found[score]["value"] == pytest.approx(value, abs=5e-5), score
-
-
 def test_several_processes_give_the_same_scores(monkeypatch):
     pairs = list(zip(NEAR[:6], ADS, strict=False))
     alone = system_scores.score_overlaps(pairs)
