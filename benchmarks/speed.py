@@ -126,19 +126,17 @@ def compute_elsewhere(runs: list[dict]) -> None:
         run["computed_rows_per_s"] = tidy(sorted(ends))
 
 
-def labels(results: dict) -> list[str]:
-    """The name of each run, after that of its model if the file holds runs of several models."""
-    models = [Path(run["recipe"]).parent.name for run in results["runs"]]
-    names = [run["name"] for run in results["runs"]]
-    return names if len(set(models)) < 2 else [f"{model} {name}" for model, name in zip(models, names, strict=True)]
+def label(run: dict) -> str:
+    """The name of a run, after that of its model."""
+    return f"{Path(run['recipe']).parent.name} {run['name']}"
 
 
 def result_lines(results: dict) -> list[list[str]]:
     """The runs of a results file as the cells of a table, the head first."""
     lines = [["run", "rows per second", "tokens per second", "peak GPU memory (GiB)"]]
     lines[0] += ["share of the matrix rate", "spread", f"computed for {OTHER_CARD['gpu']}: rows per second"]
-    for label, run in zip(labels(results), results["runs"], strict=True):
-        line = [label, *(cell(run.get(key)) for key in ("rows_per_s", "tokens_per_s", "peak_gib"))]
+    for run in results["runs"]:
+        line = [label(run), *(cell(run.get(key)) for key in ("rows_per_s", "tokens_per_s", "peak_gib"))]
         line += [percent(run.get("matmul_share")), percent(run.get("spread"))]
         ends = dict.fromkeys(f"{value:.2g}" for value in run.get("computed_rows_per_s", ()))
         lines.append([*line, "–".join(ends) or "–"])
@@ -159,7 +157,6 @@ def format_results(results: dict) -> str:
     if card != "CPU":
         card += f", {results['memory_gib']:.0f} GiB, driver {results['driver']}"
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    runs = zip(labels(results), results["runs"], strict=True)
     return (
         f"# Speed and memory of the recipes: {results['gpu']}\n\n"
         f"{card}. Matrix rate: {matmul['tflops']:.3g} TFLOP/s, measured with {matmul['dtype']} products of "
@@ -168,5 +165,5 @@ def format_results(results: dict) -> str:
         "Rows and tokens are those of the data set, without padding. Share of the matrix rate: the arithmetic of the "
         "training over what the machine does in plain matrix products in the same time. Spread: the distance between "
         "the fastest and the slowest repeat, or part of a single run, over the median.\n\n"
-        "## What was run\n\n" + "".join(f"- {label}: {describe(run)}\n" for label, run in runs)
+        "## What was run\n\n" + "".join(f"- {label(run)}: {describe(run)}\n" for run in results["runs"])
     )

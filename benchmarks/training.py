@@ -4,7 +4,7 @@
   make bench ARGS='plain "long:sft_qlora cutoff_len=4096" --repeat 2'
 
 RUN is one of
-- the name of a recipe of the model that trains, predicts or exports;
+- the name of a recipe of the model that trains or predicts;
 - `plain`: QLoRA with the settings of many tutorials;
 - "NAME:RECIPE key=value …": a recipe with overrides, under a name of its own.
 Without a RUN all of the named ones are measured.
@@ -90,9 +90,9 @@ class Setup(NamedTuple):
 def plan(model: Path, words: list[str]) -> list[Run]:
     """The runs that the command line asks for, in its order; ends the program at a word that names no run.
 
-    `model`: a folder of recipes. Without words it is each recipe that trains, predicts or exports, and `plain`.
+    `model`: a folder of recipes. Without words it is each recipe that trains or predicts, and `plain`.
     """
-    recipes = [*sorted(model.glob("sft_*.yaml")), *sorted(model.glob("predict*.yaml")), model / "export.yaml"]
+    recipes = [*sorted(model.glob("sft_*.yaml")), *sorted(model.glob("predict*.yaml"))]
     standard = {"plain": Run("plain", model / "sft_qlora.yaml", PLAIN)}
     standard |= {recipe.stem: Run(recipe.stem, recipe, {}) for recipe in recipes}
     runs = []
@@ -112,17 +112,16 @@ def plan(model: Path, words: list[str]) -> list[Run]:
 def short_run(run: Run, setup: Setup, folder: Path) -> dict[str, str]:
     """The overrides that make a run short, put it on the measured base and let it write to `folder`."""
     settings = read_recipe(run.recipe)
-    own = {"model_name_or_path": shown(setup.base)}
+    own = {"model_name_or_path": shown(setup.base), "output_dir": shown(folder)}
     if settings.get("adapter_name_or_path"):
         own["adapter_name_or_path"] = shown(setup.adapter)
-    own["output_dir" if "stage" in settings else "export_dir"] = shown(folder)
     if settings.get("do_train"):
         own |= {"dataset": f"{setup.data}_train", "max_steps": str(setup.steps)} | SHORT
         # To log a step, the CPU waits for the GPU. So only the steps that the timing needs are logged.
         own |= {"logging_first_step": "true", "logging_steps": str(setup.warmup)}
         # The run leaves its tokenised rows for us to count. It takes none from a cache, so all runs do the same work.
         own |= {"tokenized_path": shown(folder / "tokenized"), "overwrite_cache": "true"}
-    elif settings.get("do_predict"):
+    else:
         own |= {"eval_dataset": f"{setup.data}_dev", "skip_special_tokens": "false", "overwrite_cache": "true"}
         own |= {"max_new_tokens": run.overrides.get("max_new_tokens", "128")}
     return own
@@ -138,9 +137,9 @@ def measure(run: Run, setup: Setup) -> dict:
     shutil.rmtree(folder, ignore_errors=True)
     pairs = [f"{key}={value}" for key, value in (run.overrides | short_run(run, setup, folder)).items()]
     settings = read_recipe(run.recipe, pairs)
-    words = ["train" if "stage" in settings else "export", shown(run.recipe), *pairs]
+    words = ["train", shown(run.recipe), *pairs]
     # As scripts/launch.py starts it, unless the user has set another value.
-    wanted = WRITING if settings.get("do_predict") else {}
+    wanted = {} if settings.get("do_train") else WRITING
     variables = {name: os.environ.get(name, value) for name, value in wanted.items()}
     watched = measuring.watch([*PROGRAM, *words], log, folder / "trainer_log.jsonl", **variables)
     found = {"command": shlex.join([*map("=".join, variables.items()), "llamafactory-cli", *words])}
@@ -149,11 +148,7 @@ def measure(run: Run, setup: Setup) -> dict:
         return found | {"error": measuring.last_error(log, watched["status"])}
     if settings.get("do_train"):
         return found | speed.training_speed(watched["lines"], settings, folder, setup.base, setup.warmup, setup.tflops)
-    if settings.get("do_predict"):
-        return found | speed.prediction_speed(settings, folder, setup.base)
-    # An exported 8B model takes 16 GB of disk.
-    shutil.rmtree(folder)
-    return found
+    return found | speed.prediction_speed(settings, folder, setup.base)
 
 
 def measure_all(runs: list[Run], setup: Setup, results: dict, path: Path) -> None:
@@ -181,11 +176,13 @@ def measure_all(runs: list[Run], setup: Setup, results: dict, path: Path) -> Non
 
 def stand_in(model: Path) -> tuple[str, int]:
     """The size of stand-in (scripts/stand_in.py) that has the shape of a model, and the GB of disk that it takes."""
-    return ("70b", 40) if model.name.endswith("70b") else ("8b", 16)
+    if "8b" not in model.name:
+        fail(f"there are no random weights of the shape of {model.name}: download it into the folder of its name here")
+    return "8b", 16
 
 
 def prepare(model: Path, base: Path, adapter: Path, data: str) -> None:
-    """Makes a base of random weights if there is no base, and an adapter for prediction and export.
+    """Makes a base of random weights if there is no base, and an adapter for prediction.
 
     `model`: the folder of recipes. Ends the program if that fails, or if the model has a recipe that trains its base.
     """
@@ -246,10 +243,10 @@ def main() -> None:
     choices = read_choices()
     model = ROOT / "configs" / choices.model
     runs = plan(model, options.words) * options.repeat
-    check_card(model / "sft_qlora.yaml")
     named = ROOT / choices.settings("chat")["model_name_or_path"]
     local = named.is_dir() or (model / "pretrain.yaml").is_file()
     base = named if local else SCRATCH / stand_in(model)[0]
+    check_card(model / "sft_qlora.yaml")
     prepared = choices.data != "adgen" or (ROOT / "data/adgen_card.json").is_file()
     data = choices.data if prepared else "sample"
     adapter = SCRATCH / f"{model.name}_{base.name}_adapter"

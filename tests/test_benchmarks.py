@@ -47,7 +47,7 @@ def test_tokens_and_steps_are_those_that_others_count(measured):
     results = read_json(folder / "results/bench/cpu.json")
     assert results["gpu"] == "CPU" and results["matmul"]["tflops"] > 0 and "llamafactory" in results["versions"]
     assert entry["command"].startswith("llamafactory-cli train configs/tiny/sft_lora.yaml ")
-    assert entry["rows_per_s"] > 0 and entry["matmul_share"] > 0 and re.search(r"^counted +[\d.]+ ", printed, re.M)
+    assert entry["rows_per_s"] > 0 and entry["matmul_share"] > 0 and re.search(r"^tiny counted +[\d.]+ ", printed, re.M)
     assert (folder / "results/bench/cpu.md").read_text(encoding="utf-8") == speed.format_results(results)
     # The tokens of each row, counted with the chat template.
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -118,7 +118,7 @@ def test_a_run_measured_anew_replaces_its_entry_and_a_failed_one_is_a_row_with_i
     assert entry["error"] == "ValueError: Some keys in configs/tiny/" and "rows_per_s" not in entry
     assert entry["overrides"] == {"lora_rankk": "8"} and "lora_rankk=8" in entry["command"]
     text = (tmp_path / "cpu.md").read_text(encoding="utf-8")
-    assert "| bad | – | – |" in text and f"failed: `{entry['error']}`" in text
+    assert "| tiny bad | – | – |" in text and f"failed: `{entry['error']}`" in text
     for status, said in ((1, "without output"), (-9, "SIGKILL: out of")):
         (tmp_path / "log").write_text("")
         assert said in measuring.last_error(tmp_path / "log", status)
@@ -153,10 +153,10 @@ def test_card_is_named_and_its_memory_is_polled(monkeypatch, tmp_path):
 def test_what_predictions_need_is_made_if_it_is_missing(monkeypatch, tmp_path):
     commands = []
     monkeypatch.setattr(training, "check", lambda command, log: commands.append(" ".join(map(str, command))))
-    training.prepare(ROOT / "configs/llama3_70b", tmp_path / "70b", tmp_path / "adapter", "sample")
+    training.prepare(ROOT / "configs/qwen3_8b", tmp_path / "8b", tmp_path / "adapter", "sample")
     build, train = commands
-    assert build.endswith(f"scripts/stand_in.py {tmp_path}/70b --size 70b --corpus data/sample/train.jsonl")
-    assert "configs/llama3_70b/sft_qlora.yaml" in train and f"output_dir={tmp_path}/adapter" in train
+    assert build.endswith(f"scripts/stand_in.py {tmp_path}/8b --size 8b --corpus data/sample/train.jsonl")
+    assert "configs/qwen3_8b/sft_qlora.yaml" in train and f"output_dir={tmp_path}/adapter" in train
 
 
 @pytest.mark.parametrize(
@@ -165,6 +165,7 @@ def test_what_predictions_need_is_made_if_it_is_missing(monkeypatch, tmp_path):
         ("tiny", ["sft_magic"], "sft_qlora"),
         ("tiny", ["x:sft_magic a=1"], "sft_magic"),
         ("none", [], "llama3_8b"),
+        ("gemma3_270m", [], "no random weights"),
         ("llama3_8b", [], "needs a CUDA GPU"),
     ],
 )
