@@ -13,7 +13,7 @@ PROMPT = ("template", "default_system", "enable_thinking")
 
 
 def adapters(settings: dict) -> list[Path]:
-    """The adapter folders that a recipe loads. LLaMA-Factory parts several by commas."""
+    """The adapter folders that a recipe loads. LLaMA-Factory separates several by commas."""
     return [Path(folder.strip()) for folder in str(settings.get("adapter_name_or_path") or "").split(",") if folder]
 
 

@@ -62,7 +62,7 @@ def read_data(path: Path) -> Rows:
 def plain(text: str) -> str:
     """The text in one width (NFKC), in lower case, without white space and marks such as <UNK>.
 
-    Tokenizers may change all of these. Marks that are their special tokens are missing in labels, or are cut.
+    Tokenizers may change all of these. A label lacks the marks that are special tokens, or holds a part of one.
     """
     return re.sub(r"<[^<>]{1,30}(?:>|$)|\[[a-z]{3,4}\]|\ufffd", "", fold(text))
 
