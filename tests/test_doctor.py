@@ -2,10 +2,11 @@
 
 import json
 import shutil
-import struct
 
+import numpy as np
 import pytest
 from lib.files import ROOT, read_json_lines, sha256
+from safetensors.numpy import save_file
 
 PEAKS = [
     run["peak_gib"]
@@ -23,7 +24,7 @@ def project(copy_project):
     base, adapter = folder / "saves/base", folder / "saves/Llama-3-8B-Instruct/lora/sft_qlora"
     for model, name in ((base, "model"), (adapter, "adapter_model")):
         model.mkdir(parents=True)
-        write_weights(model / f"{name}.safetensors")
+        save_file({"a": np.zeros(64, np.uint8)}, model / f"{name}.safetensors")
         for file in ("config.json", "adapter_config.json", "tokenizer.json"):
             (model / file).write_text("{}")
     (base / "chat_template.jinja").write_text("{% for one in messages %}<{{ one.role }}>{{ one.content }}{% endfor %}")
@@ -36,11 +37,6 @@ def project(copy_project):
         card[path.name] = {"sha256": sha256(path), "rows": len(read_json_lines(path))}
     (folder / "data/adgen_card.json").write_text(json.dumps({"output": card}))
     return folder
-
-
-def write_weights(path, size=64):
-    header = json.dumps({"a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
 
 
 @pytest.fixture
