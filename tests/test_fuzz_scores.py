@@ -24,13 +24,13 @@ from corpus import (
 )
 from hypothesis import example, given
 from hypothesis import strategies as st
-from lib import metrics, pictures
+from lib import metrics
 from lib.form import FLAWS, flaws, own_words
 from lib.intervals import draw_rows, ratio
 from lib.predictions import Rows, read_predictions
 from lib.system_scores import row_ratios
 
-WRITTEN = {"eval_results.json", "eval.png", "examples.md", "table.md", "train_loss.png"}
+WRITTEN = {"eval_results.json", "eval.png", "examples.md", "table.md"}
 TRAIN = lines_of(GOOD)
 DATA = Rows([content for content, _ in GOOD[:3]], [ad for _, ad in GOOD[:3]])
 
@@ -111,26 +111,12 @@ def test_any_predictions_are_read_or_refused(good, odd, escaped, end):
         "".join(found.texts if found else []).encode()
 
 
-steps = st.integers(0, 10**4) | st.integers() | json_values
-losses = st.floats(0, 20) | st.floats() | json_values
-log_rows = st.fixed_dictionaries({"current_steps": steps, "loss": losses}, optional={"eval_loss": losses})
-
-
-@given(st.lists(log_rows | json_values.map(lambda value: {"loss": value}), max_size=5), ends)
-def test_any_training_log_is_read_or_refused(rows, end):
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name, "trainer_log.jsonl")
-        path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode() + end)
-        attempt(pictures.read_losses, path)
-
-
 @FEW
 @given(
     st.lists(st.tuples(attributes, any_texts).filter(lambda row: row[0].strip() and row[1].strip()), max_size=3),
     st.lists(any_texts, min_size=3, max_size=5),
-    st.lists(st.tuples(st.integers(), st.floats() | st.integers()), max_size=3),
 )
-def test_reports_of_any_rows_are_whole(rows, ads, losses):
+def test_reports_of_any_rows_are_whole(rows, ads):
     # To matplotlib, the dollar signs would start a formula.
     rows = [*GOOD[:2], ("$\\x$#^{", "一个公式。"), *rows]
     ads = ads[: len(rows)]
@@ -138,12 +124,10 @@ def test_reports_of_any_rows_are_whole(rows, ads, losses):
         folder = Path(name)
         (folder / "data.json").write_bytes(lines_of(rows))
         (folder / "train.json").write_bytes(lines_of(rows[::-1]))
-        log = [{"current_steps": 1, "loss": 1.0}, *({"current_steps": step, "loss": loss} for step, loss in losses)]
-        (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
         predictions = [{"predict": ad, "label": row[1]} for ad, row in zip(ads, rows, strict=False)]
         (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in predictions))
         words = [f"$x^{{={folder / 'p.jsonl'}", "--data", folder / "data.json", "--train", folder / "train.json"]
-        words += ["--trainer-log", folder / "log.jsonl", "--out", folder / "out"]
+        words += ["--out", folder / "out"]
         if attempt(run_main, score, *words) is None:
             assert not (folder / "out").exists()
             return
@@ -180,7 +164,7 @@ def test_bad_files(tmp_path, name):
     code, _, errors = run_program(tmp_path, *words, peak=3 * SMALL)
     assert bool(code) == bool(expected) and expected in errors, errors
     written = {path.name for path in tmp_path.glob("out/*")}
-    assert written == (set() if expected else WRITTEN - {"train_loss.png"})
+    assert written == (set() if expected else WRITTEN)
 
 
 def test_file_names_that_are_no_text(tmp_path):
