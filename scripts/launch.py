@@ -184,7 +184,7 @@ def evaluate(choices: Choices, options: argparse.Namespace) -> None:
     names = {"base": base_folder, **written, "tuned": tuned_folder}
     ads = [f"{name}={folder}/generated_predictions.jsonl" for name, folder in names.items()]
     rows = ["--data", str(dev), "--train", str(rows_of(choices, "train"))]
-    how = ["--decoding", str(after), *options.words, "--trainer-log", f"{trained(choices)}/trainer_log.jsonl"]
+    how = ["--decoding", str(after), *options.words]
     out = os.environ.get("RESULTS") or f"results/{choices.model}"
     check_call([sys.executable, "scripts/score.py", *ads, *rows, *how, "--out", out])
 

@@ -30,6 +30,7 @@ def runs_of(card: str) -> dict[str, dict]:
     return {run["name"]: run for run in results(f"bench/{card}.json")["runs"] if "llama3_8b" in run["recipe"]}
 
 
+DISTRIBUTED = {run["name"]: run for run in results("distributed.json")["runs"]}
 H100, H200 = runs_of("nvidia-h100-80gb-hbm3"), runs_of("nvidia-h200")
 ROWS = results("bench/scale.json")["costs"][-1]["rows"]
 
@@ -78,9 +79,8 @@ def faithfulness_figures() -> list[str]:
         digits = DIGITS.get(score, 3)
         found.append(f"{label or score} {min(values):.{digits}f}–{max(values):.{digits}f}")
     features = results("gemma3_270m/features.json")
-    for name, row in features["agreement"].items():
-        if name != "held-out, all":
-            found.append(f"| {row['marks']} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} |")
+    row = "| {marks} | {precision:.3f} | {recall:.3f} | {f1:.3f} |"
+    found += [row.format(**scores) for name, scores in features["agreement"].items() if name != "held-out, all"]
     models = [scores for models in features["models"].values() for scores in models.values()]
     found += ["| " + " | ".join(f"{value:.3f}" for value in scores.values()) + " |" for scores in models]
     return [*found, f"torch {results('gemma3_270m/seconds.json')['torch']}"]
@@ -158,9 +158,9 @@ def speed_figures() -> list[str]:
     found.append(f"fills a 24 GB card ({H200['sft_fast']['peak_gib']:.1f} GiB)")
     same_card = min(repeat["rows_per_s"] for repeat in H200["sft_fast"]["measured"])
     assert round(1 - H200["all_linear"]["rows_per_s"] / same_card, 1) == 0.2
-    found.append(f"a fifth fewer rows per second than `sft_fast` on the same card, and take {peak('all_linear')} GiB")
-    pairs = ("sft_qlora", "qlora_no_cudnn"), ("predict_cudnn", "predict")
-    for with_it, without in pairs:
+    peak = f"{H200['all_linear']['peak_gib']:.1f} GiB"
+    found.append(f"a fifth fewer rows per second than `sft_fast` on the same card, and take {peak}")
+    for with_it, without in (("sft_qlora", "qlora_no_cudnn"), ("predict_cudnn", "predict")):
         rows = [f"{H200[run]['rows_per_s']:.1f}" for run in (with_it, without)]
         found += [f"{rows[0]} rows per second with it (`{with_it}`", f"{rows[1]} without it (`{without}`)"]
     served = {run["clients"]: run["whole_ad_s"]["median"] for run in results("bench/server-nvidia-h200.json")["served"]}
@@ -169,30 +169,20 @@ def speed_figures() -> list[str]:
     )
     cost = results("bench/scale.json")["costs"][-1]["prepare"]
     found.append(f"all {ROWS:,} rows took {cost['seconds']:.1f} seconds and at most {cost['peak_rss_gib']:.2f} GiB")
-    large = distributed()["llama3_70b"]
+    large = DISTRIBUTED["llama3_70b"]
     found.append(
         f"with {large['left_gib']} GiB left on the card, the same training took {large['peak_gib_per_process']:.1f} GiB"
     )
     return found
 
 
-def peak(run: str) -> str:
-    return f"{H200[run]['peak_gib']:.1f}"
-
-
-def distributed() -> dict[str, dict]:
-    return {run["name"]: run for run in results("distributed.json")["runs"]}
-
-
 def scale_figures() -> list[str]:
     """What docs/scale.md must hold."""
-    runs = distributed()
-    ddp, zero2, zero3, fsdp = (runs[run]["peak_gib_per_process"] for run in ("ddp", "zero2", "zero3", "fsdp"))
-    large, part = runs["llama3_70b"], runs["llama3_70b_fsdp"]
+    peaks = (DISTRIBUTED[run]["peak_gib_per_process"] for run in ("ddp", "zero2", "zero3", "fsdp"))
+    large, part = DISTRIBUTED["llama3_70b"], DISTRIBUTED["llama3_70b_fsdp"]
     worst = max(abs(row["error"]) for row in results("bench/sizes.json")["check"])
     return [
-        f"a process took {ddp:.2f} GiB with DDP, {zero2:.2f} with ZeRO-2,",
-        f"{zero3:.2f} with ZeRO-3 and {fsdp:.2f} with FSDP",
+        "took {:.2f} GiB with DDP, {:.2f} with ZeRO-2, {:.2f} with ZeRO-3 and {:.2f} with FSDP".format(*peaks),
         f"{large['left_gib']} GiB were left, like a 48 GB card. It took {large['peak_gib_per_process']:.1f} GiB",
         f"{part['layers']} of 70B's 80 layers trained by FSDP on two cards with {part['left_gib']} GiB left",
         f"differs by at most {worst:.0%}",

@@ -138,8 +138,6 @@ def test_killed_stopped_and_run_twice(make, whole, tmp_path):
     assert same(folder, reference) and list(folder.glob(f"broken-{last.name}.*"))
     logged = [row["current_steps"] for row in read_json_lines(folder / "trainer_log.jsonl") if "loss" in row]
     assert logged == [*range(1, 25)]
-    mean = [json.loads((path / "train_results.json").read_text())["train_loss"] for path in (folder, reference)]
-    assert mean[0] == pytest.approx(mean[1], abs=1e-3)
     again = make(project, *words(folder))
     assert "FRESH=1" in errors(again.stderr)[0] and same(folder, reference)
 
