@@ -187,6 +187,8 @@ def evaluate(choices: Choices, options: argparse.Namespace) -> None:
     how = ["--decoding", str(after), *options.words]
     out = os.environ.get("RESULTS") or f"results/{choices.model}"
     check_call([sys.executable, "scripts/score.py", *ads, *rows, *how, "--out", out])
+    if (drawn := trained(choices) / "training_loss.png").exists():
+        shutil.copyfile(drawn, Path(out, "train_loss.png"))
 
 
 def export(choices: Choices, options: argparse.Namespace) -> None:
