@@ -31,6 +31,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+from lib import vllm
 from lib.attributes import parse_attributes, tidy
 from lib.candidates import judge, known_products
 from lib.chat_client import client_options, find_model, request_of
@@ -249,7 +250,9 @@ def main() -> None:
                 print("Starting a server for this page", file=sys.stderr)
                 wait_until_up(own.process, own.url, log)
             server = own.url if own else options.server
-            page = build(server, request_of(recipe, options.model or find_model(server)), overrides, own)
+            request = request_of(recipe, options.model or find_model(server))
+            # vLLM writes a table and single ads at the same time.
+            page = build(server, request, overrides, None if vllm.is_wanted() else own)
             page.launch(server_name=host, server_port=port, auth=login, show_api=False, max_file_size="20mb")
         except KeyboardInterrupt:
             raise SystemExit(130) from None

@@ -22,7 +22,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from lib import batches, chat_client
+from lib import batches, chat_client, vllm
 from lib.attributes import parse_attributes
 from lib.candidates import Candidate, compare, known_products, rank_ads
 from lib.catalogue import Catalogue, read_catalogue
@@ -56,9 +56,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--server", metavar="URL", default=server, help="ask this OpenAI-compatible server")
     parser.add_argument("--model", help="the server's name for the model (default: its only model)")
     parser.add_argument("--columns", metavar="A,B", default="", help="the columns that are attributes")
-    parser.add_argument("--in-flight", type=positive, default=8, help="requests to it at a time (default: 8)")
+    parser.add_argument("--in-flight", type=positive, help="requests to it at a time (vLLM: 256; else 8)")
     options = parser.parse_intermixed_args()
-    check_overrides(options.overrides, "api" if options.server else "train")
+    check_overrides(options.overrides, "api" if options.server or vllm.is_wanted() else "train")
     check_output(options.output)
     # A bad file of words ends the run here, not after the ads were written.
     read_rules()
@@ -83,16 +83,19 @@ def read_settings(options: argparse.Namespace) -> tuple[dict, Writer]:
     """What decides which ads are written, and what writes them. A run goes on only with the settings it began with."""
     choices = read_choices()
     settings = {"n": options.n, "server": options.server}
+    recipe = read_recipe(ROOT / choices.recipe("chat"), [*served_overrides(choices), *options.overrides])
     if options.server:
-        recipe = read_recipe(ROOT / choices.recipe("chat"), [*served_overrides(choices), *options.overrides])
         model = options.model or chat_client.find_model(options.server)
         body = chat_client.request_of(recipe, model)
         settings |= {"model": model, "request": body}
-        return settings, partial(chat_client.write_ads, options.server, body, options.in_flight)
+        many = options.in_flight or chat_client.in_flight(options.server)
+        return settings, partial(chat_client.write_ads, options.server, body, many)
+    settings |= {"model": f"{choices.model} {choices.method}", "weights": last_change(recipe)}
+    if vllm.is_wanted():
+        return settings | {"server": "vllm", "request": recipe}, partial(vllm.write_ads, options.overrides)
     words = batches.sampling_words(choices, options.overrides)
     recipe = read_recipe(ROOT / choices.recipe("predict"), words)
-    settings |= {"model": f"{choices.model} {choices.method}", "request": recipe | {batches.BATCH: None}}
-    settings["weights"] = last_change(recipe)
+    settings["request"] = recipe | {batches.BATCH: None}
     folder = batches.work_folder(str(options.output.resolve()), settings)
     return settings, partial(batches.write_ads, words, folder)
 

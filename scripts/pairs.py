@@ -24,6 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from lib import vllm
 from lib.batches import BATCH, work_folder, write_ads
 from lib.candidates import badness, likeness
 from lib.choices import Choices, hub_overrides, read_choices, rows_of, saves, trained, tuned_overrides
@@ -74,11 +75,15 @@ def write_samples(choices: Choices, options: argparse.Namespace, products: list[
     settings = read_recipe(choices.recipe("predict"), words) | {
         BATCH: None,
         "weights": [sha256(path) for path in weights],
+        "engine": os.environ.get("BACKEND") or "batches",
     }
     folder = work_folder(settings)
     journal, ads = open_journal(saves(choices) / "samples" / f"{folder.name}.jsonl", settings)
     keys = numbered(products)
-    write_missing(partial(write_ads, words, folder), journal, ads, keys, options.samples)
+    write = partial(write_ads, words, folder)
+    if vllm.is_wanted():
+        write = partial(vllm.write_ads, [*SAMPLING, *options.words])
+    write_missing(write, journal, ads, keys, options.samples)
     return [ads[key][: options.samples] for key in keys]
 
 

@@ -27,8 +27,8 @@ from lib.system_scores import score_systems
 
 # The keys of a predict recipe that change what a model writes.
 DECODING = ("do_sample", "num_beams", "temperature", "top_p", "top_k", "repetition_penalty", "length_penalty")
-DECODING += ("no_repeat_ngram_size", "max_length", "max_new_tokens")
-LIBRARIES = ("jieba", "rouge-chinese", "nltk", "sacrebleu", "numpy", "llamafactory", "transformers", "torch")
+DECODING += ("no_repeat_ngram_size", "max_length", "max_new_tokens", "infer_backend")
+LIBRARIES = ("jieba", "rouge-chinese", "nltk", "sacrebleu", "numpy", "llamafactory", "transformers", "torch", "vllm")
 
 
 def parse_systems(words: Iterable[str]) -> dict[str, Path]:
