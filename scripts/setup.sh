@@ -8,6 +8,10 @@ if [ "$1" != .venv/bin ]; then
   exit 1
 fi
 [ .venv/.ready -nt requirements.lock ] && exit
+if [ -L .venv ]; then
+  echo "error: .venv is a link, and what it leads to may be somebody else's: remove the link, or name an environment: BIN=<folder>" >&2
+  exit 1
+fi
 for python in python3.12 python3.11 python3.13 python3 ""; do
   "${python:-false}" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && break
 done

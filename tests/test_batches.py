@@ -3,21 +3,20 @@
 import csv
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 
 import psutil
 import pytest
-from common import BIN, ODD_ROWS, copy_demo
+from common import ODD_ROWS, copy_demo
 from generating import CHOICES, DEV, PRODUCTS, command, example_rows, journal_of, read_ads, write_rows
 from lib.batches import BATCH, batch_size, cards_of, read_part, sampling_words, write_part
 from lib.choices import read_choices
 from lib.files import ROOT, read_json_lines
 from lib.metrics import find_values, vocabulary
 from lib.recipes import read_recipe
-from processes import wait_for
+from processes import wait_for, without_memory
 
 SHORT = ("max_new_tokens=16", "--n", "1")
 
@@ -126,24 +125,6 @@ def test_kills_lose_no_finished_part(start, project, tmp_path):
     assert all(ad[product] in ("", text) for product, text in zip(saved, paid, strict=True))
     assert min(map(len, saved)) >= max(len(product) for product in ad if product not in saved)
     assert [path.name for path in tmp_path.iterdir()] == ["ads.csv"]
-
-
-def without_memory(folder, most):
-    """A Python, and beside it a llamafactory-cli that fails as PyTorch does on batches of more than `most` rows."""
-    (folder / "bin").mkdir(parents=True)
-    shutil.copy(BIN.parent / "pyvenv.cfg", folder)
-    (folder / "lib").symlink_to(BIN.parent / "lib")
-    (folder / "bin/python").symlink_to((BIN / "python").resolve())
-    trainer = folder / "bin/llamafactory-cli"
-    trainer.write_text(
-        f"#!{sys.executable}\nimport os, re, sys\n"
-        f"if int(re.search('per_device_eval_batch_size=([0-9]+)', ' '.join(sys.argv))[1]) > {most}:\n"
-        "    import torch\n"
-        "    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.')\n"
-        f"os.execv({str(BIN / 'llamafactory-cli')!r}, sys.argv)\n"
-    )
-    trainer.chmod(0o755)
-    return folder / "bin/python"
 
 
 def test_batches_are_halved_and_every_row_has_an_ad_or_a_reason(start, tmp_path):
