@@ -31,6 +31,8 @@ WRITTEN = (
     "adgen_*",
     "*_pairs.jsonl",
     "*_pairs_card.json",
+    "reviews",
+    "feedback.jsonl",
     "__pycache__",
     ".*_cache",
     "llamaboard_cache",
