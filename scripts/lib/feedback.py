@@ -1,11 +1,6 @@
 """What an editor decided about ads: reads the file that the desk writes, and makes training rows of it.
 
-A line of the file is one decision, a JSON object with these fields:
-
-- product: the attribute string; model: who wrote the ad; time: when it was decided, ISO 8601 in UTC;
-- decision: "approve" or "reject"; reason: why, may be empty;
-- ad: the text that was approved or rejected; written: the text as the model wrote it, equal to `ad` if not edited;
-- others: the other candidates that the editor saw.
+docs/editor.md says what a line of the file holds.
 """
 
 import random
