@@ -5,7 +5,7 @@ set -euo pipefail
 lock=requirements${VLLM:+-vllm}.lock
 if [ "$1" != .venv/bin ]; then
   [ -x "$1/llamafactory-cli" ] && [ -z "${VLLM:-}" -o -x "$1/vllm" ] && exit
-  echo "error: $1 lacks llamafactory-cli${VLLM:+ or vllm}; pip install -r $lock there" >&2
+  echo "error: $1 lacks llamafactory-cli${VLLM:+ or vllm}; pip install --no-deps -r $lock there" >&2
   exit 1
 fi
 # What is installed stands in .venv/.ready. An environment with vLLM does for everything.
@@ -27,5 +27,6 @@ if ! .venv/bin/python -c "" 2> /dev/null; then
   "$python" -m venv --clear .venv
 fi
 echo "Setting up .venv with $(.venv/bin/python --version): about ${VLLM:+1}8 GB, some minutes"
-.venv/bin/pip install --quiet --require-hashes -r "$lock"
+# The lock holds all of it. Older pips ask in vain for hashes of extras, such as pydantic[email].
+.venv/bin/pip install --quiet --no-deps --require-hashes -r "$lock"
 cp "$lock" .venv/.ready

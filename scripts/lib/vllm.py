@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from lib import chat_client
-from lib.choices import Choices, read_choices, served_overrides, stages
+from lib.choices import YES, Choices, read_choices, served_overrides, stages
 from lib.files import ROOT, fail, printable, whole_file, write_json
 from lib.gpu import DEMO, ask_cards
 from lib.journal import Done, Key, Stopped, numbered
@@ -34,7 +34,9 @@ OPTIONS = {"vllm_maxlen": ("--max-model-len", 2048), "infer_dtype": ("--dtype", 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # GiB of a recipe's card that are left to CUDA graphs, to the driver and to a screen.
 LEFT = 3
-SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
+# Unless the user has set them: no reports to vLLM's makers, and no sampler that wants a CUDA compiler (nvcc).
+VARIABLES = {"VLLM_NO_USAGE_STATS": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
 
 
 def is_wanted() -> bool:
@@ -72,7 +74,8 @@ def serve_words(recipe: dict, header: str, model: str, gpus: int) -> list[str]:
     model: its name for clients. An adapter gets that name; the model below it is called `base` then.
     """
     adapter, folder, (host, port) = recipe.get("adapter_name_or_path"), prompt_folder(recipe), address("api")
-    sampling = {name: recipe[name] for name in SAMPLING if name in recipe} | {"top_k": recipe.get("top_k", 50)}
+    asked = chat_client.request_of(recipe, model)
+    sampling = {name: asked[name] for name in SAMPLING} | {"max_new_tokens": asked["max_tokens"]}
     words = ["serve", recipe["model_name_or_path"], "--served-model-name", "base" if adapter else model]
     words += ["--host", host, "--port", str(port), "--middleware", "lib.only_v1.OnlyV1", "--disable-uvicorn-access-log"]
     words += ["--chat-template", str(folder / "chat_template.jinja"), "--generation-config", str(folder)]
@@ -128,16 +131,19 @@ def serve(choices: Choices, recipe: dict, look: Callable[[dict], None] | None) -
     name = os.environ.get("API_MODEL_NAME") or choices.model
     header = (ROOT / choices.recipe("chat")).read_text(encoding="utf-8")
     if not look:
-        return print(shlex.join(["VLLM_NO_USAGE_STATS=1", "vllm", *serve_words(recipe, header, name, choices.gpus)]))
+        plan = [*map("=".join, VARIABLES.items()), "vllm", *serve_words(recipe, header, name, choices.gpus)]
+        return print(shlex.join(plan))
     program = check()
     look(recipe)
     write_prompt(recipe)
-    # No reports to vLLM's makers. It finds `lib.only_v1`. Among the words, other users could read the key.
+    # It finds `lib.only_v1`. Among the words, other users could read the key.
     paths = [str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    variables = {"VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    own = {"PYTHONPATH": os.pathsep.join(paths)}
     if os.environ.get("API_KEY"):
-        variables["VLLM_API_KEY"] = os.environ["API_KEY"]
-    os.execve(program, [program, *serve_words(recipe, header, name, choices.gpus)], os.environ | variables)
+        own["VLLM_API_KEY"] = os.environ["API_KEY"]
+    if os.environ.get("USE_MODELSCOPE_HUB") in YES:
+        own["VLLM_USE_MODELSCOPE"] = "true"
+    os.execve(program, [program, *serve_words(recipe, header, name, choices.gpus)], VARIABLES | os.environ | own)
 
 
 async def write_ads(
