@@ -211,7 +211,7 @@ def build_reviews(new):
                 with gr.Row():
                     hint = "其他原因，可以不填"
                     reason = gr.Textbox(placeholder=hint, show_label=False, container=False, elem_id="reason", scale=3)
-                    send = gr.Button("退回")
+                    send = gr.Button("退回", elem_id="send")
             with gr.Row():
                 back, _ = gr.Button("‹", elem_id="back"), gr.Button("退回", elem_id="reject")
                 _, approve = gr.Button("修改", elem_id="edit"), gr.Button("通过", variant="primary", elem_id="approve")
@@ -226,7 +226,7 @@ def build_reviews(new):
     back.click(partial(review_page.move, -1), [seen, only], shown, **quick)
     forth.click(partial(review_page.move, 1), [seen, only], shown, **quick)
     approve.click(review_page.approve, [seen, only, text], shown, **quick)
-    gr.on([send.click, reason.submit], review_page.reject, [seen, only, text, reason], shown, **quick)
+    send.click(review_page.reject, [seen, only, text, reason], shown, **quick)
     for button in reasons:
         button.click(review_page.reject, [seen, only, text, button], shown, **quick)
     undo.click(review_page.reopen, [seen, only, text], shown, **quick)

@@ -107,7 +107,7 @@ def card(review: Review, states: States, row: int, ad: str, values: Values) -> s
     badge = f"<em class='{state.decision}'>{WORDS[state.decision]}</em> {html.escape(state.reason)}"
     done = f"<h3>全部看完：通过 {counts['approve']} 条，退回 {counts['reject']} 条。</h3>" * (not counts["open"])
     place = f"第 {list(states).index(row) + 1} 条，共 {len(states)} 条"
-    return f"<div class='head'>{done}{place} {badge}<p>{product}</p></div>{show(item.product, ad, values)}"
+    return f"<div class='item'>{done}{place} {badge}<p>{product}</p></div>{show(item.product, ad, values)}"
 
 
 def others(item: Item, state: State, values: Values) -> str:

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.attributes import join_attributes, parse_attributes
 from lib.candidates import judge
 from lib.catalogue import read_catalogue
 from lib.files import ROOT, printable, whole_file
@@ -92,8 +91,9 @@ def read_review(path: Path, keys: set[str]) -> Review:
         if product and cells and cells[0]:
             ads = list(dict.fromkeys(filter(None, map(unlabelled, cells))))
             label = text(row[added["ai_label"]]) if "ai_label" in added else ""
-            pairs = [(key, plain(value)) for key, value in parse_attributes(product)]
-            items[place] = Item(join_attributes(pairs), ads, label or MARK, cells[0] != unlabelled(cells[0]))
+            parts = (part.partition("#") for part in product.split("*"))
+            product = "*".join(key + sign + plain(value) for key, sign, value in parts)
+            items[place] = Item(product, ads, label or MARK, cells[0] != unlabelled(cells[0]))
     rows = [[plain(cell) if isinstance(cell, str) else cell for cell in row[:own]] for row in table.rows]
     return Review(path, table.header[:own], rows, items)
 
