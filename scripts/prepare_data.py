@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lib.attributes import parse_attributes, product
-from lib.files import ROOT, fail, printable, whole_file
+from lib.files import ROOT, fail, printable, sha256, whole_file
 from lib.law import NO_ADVICE, find_hits, read_rules
 from lib.layouts import LAYOUTS, NO_COLUMNS, read_mapping
 from lib.raw_rows import Row, explain, read_hub, read_rows, read_sources
@@ -81,14 +81,11 @@ def show(card: dict) -> None:
 
 def write_lines(path: Path, values: Iterable[dict]) -> str:
     """Writes JSON lines; returns the sha256 of the file."""
-    digest = hashlib.sha256()
     with whole_file(path, "wb") as file:
         for value in values:
             # What is no Unicode is written as JSON's own escapes, \\udc80 for one. Only rejected rows hold any.
-            line = (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-            digest.update(line)
-            file.write(line)
-    return digest.hexdigest()
+            file.write((json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+    return sha256(path)
 
 
 def left_out(result: Result) -> dict:

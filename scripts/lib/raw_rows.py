@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lib.archives import UNREADABLE, files_in_archive
 from lib.files import ROOT, fail, printable, read_bounded
 from lib.hubs import use_modelscope
-from lib.layouts import LAYOUTS, NO_COLUMNS, Layout, name_columns, read_texts
+from lib.layouts import LAYOUTS, NO_COLUMNS, Layout, read_texts
 from lib.registry import read_registry
 
 DEV_NAMES = ("dev", "val", "valid", "validation", "test")
@@ -167,7 +167,9 @@ def problem_of(content: object, summary: object) -> str:
 
 def explain(row: Row) -> str:
     """The problem of a row in words for an error: with its columns, if they are not known."""
-    return f"{row.problem} (it has {name_columns(json.loads(row.raw))})" if row.problem == NO_COLUMNS else row.problem
+    if row.problem != NO_COLUMNS:
+        return row.problem
+    return f"{row.problem} (it has {', '.join(list(json.loads(row.raw))[:20]) or 'none'})"
 
 
 # --- hubs ---

@@ -158,7 +158,7 @@ def read_workbook(path: Path, rate: Callable[[list[list]], int]) -> Table:
                 raise ValueError("no visible sheet was found; a workbook in Excel's strict format cannot be read")
             best = max(sheets, key=lambda sheet: rate(read_rows(sheet, HEAD))) if len(sheets) > 1 else sheets[0]
             with zipped.open(parts[best.title]) as part:
-                rows, merged = look_through(path, best.title, part)
+                rows, merged = look_through(best.title, part)
             lines = read_rows(best, rows)
             fill_merged(lines, merged)
     except Exception as error:
@@ -179,34 +179,24 @@ def check_parts(path: Path, zipped: zipfile.ZipFile) -> None:
         read_bounded(zipped.open(part), f"{path}: {part.filename}", b"<=")
 
 
-def look_through(path: Path, sheet: str, part: IO[bytes]) -> tuple[int, list[str]]:
+def look_through(sheet: str, part: IO[bytes]) -> tuple[int, list[str]]:
     """The number of a sheet's last row, and its merged ranges such as `A2:A3`.
 
-    Raises ValueError for a formula whose value was never computed, which openpyxl would read as an empty cell, and for
-    a place beyond Excel's limits. Ends the program if the sheet is too large.
+    Raises ValueError for a formula whose value was never computed, which openpyxl would read as an empty cell.
     """
-    from openpyxl.utils import coordinate_to_tuple
-
-    row = column = cells = 0
-    merged = []
-    for event, element in iterparse(part, ("start", "end")):
+    last, merged = 0, []
+    for _, element in iterparse(part):
         tag = element.tag.rpartition("}")[2]
-        if (event, tag) == ("start", "row"):
-            row, column = int(element.get("r") or row + 1), 0
-        elif (event, tag) == ("end", "c"):
-            place = element.get("r")
-            column = coordinate_to_tuple(place)[1] if place else column + 1
-            if element.find("{*}f") is not None and not element.findtext("{*}v") and element.get("t") != "str":
-                raise ValueError(f"{cell_name(sheet, row, column - 1)}: Excel never computed its formula")
-        elif (event, tag) == ("end", "row"):
-            if row > MOST_ROWS or column > MOST_COLUMNS:
-                raise ValueError(f"sheet {sheet} has a row {row} of {column} columns, which Excel could not hold")
+        if tag == "row":
+            last = int(element.get("r") or last + 1)
+            for cell in element:
+                if cell.find("{*}f") is not None and not cell.findtext("{*}v") and cell.get("t") != "str":
+                    where = cell.get("r") or f"in row {last}"
+                    raise ValueError(f"sheet {sheet}, cell {where}: Excel never computed its formula")
             element.clear()
-            cells += column
-            check_size(path, cells, 1)
-        elif (event, tag) == ("end", "mergeCell"):
+        elif tag == "mergeCell":
             merged.append(element.get("ref"))
-    return row, merged
+    return last, merged
 
 
 def cell_name(sheet: str, row: int, place: int) -> str:
@@ -218,13 +208,19 @@ def cell_name(sheet: str, row: int, place: int) -> str:
 
 def read_rows(sheet, count: int) -> list[list[str]]:
     """The texts of the first `count` rows of a sheet, which is openpyxl's, read only."""
+    if count > MOST_ROWS:
+        raise ValueError(f"sheet {sheet.title} has a row {count}")
     # The size that a sheet claims to have may be wrong.
     sheet.reset_dimensions()
     lines: list[list[str]] = []
+    cells = 0
     try:
         # What stands behind the last row is not read. openpyxl would fail on odd settings there.
         for row in islice(sheet.iter_rows(), count):
             lines.append([value_text(cell, sheet.parent.epoch) for cell in row])
+            cells += len(row)
+            if cells > MOST_CELLS:
+                raise ValueError(f"there are more than {MOST_CELLS:,} cells")
     except Exception as error:
         raise ValueError(f"sheet {sheet.title}, row {len(lines) + 1}: {type(error).__name__}: {error}") from None
     return lines
