@@ -1,6 +1,5 @@
 # The verbs of this project. `make` lists them; scripts/launch.py turns the variables below into recipe and overrides.
-
-# A folder under configs/, and the method in one of its recipes: sft_<method>.yaml.
+# A folder under configs/, and the method in one of its recipes: sft_<method>.yaml, dpo.yaml or kto.yaml.
 export MODEL  ?= llama3_8b
 export METHOD ?= qlora
 # The rows: `adgen` is what `make data` writes, `sample` is embedded. RAW names local files of AdGen.
@@ -10,29 +9,30 @@ export RAW    ?=
 export GPUS     ?= 1
 export NNODES   ?= 1
 export STRATEGY ?=
-# FRESH=1 trains anew beside the old run, RESUME=1 goes on although recipe, base or prompt differ (or with more epochs),
-# EXPORTED=1 serves the export.
+# FRESH=1 trains anew, RESUME=1 goes on although the recipe or the base differs, EXPORTED=1 serves the export,
+# BACKEND=vllm writes and serves with vLLM (once: make setup VLLM=1).
 export FRESH    ?=
 export RESUME   ?=
 export EXPORTED ?=
-# The folder for scores and pictures.
+export BACKEND  ?=
+# The folder for scores and pictures. ARGS="num_train_epochs=2 --flag": overrides of the recipe, and flags of the program.
 export RESULTS  ?= results/$(MODEL)
-# Overrides of the recipe, such as ARGS="num_train_epochs=2 learning_rate=1e-4", and flags of the program.
 ARGS ?=
 
-# `make generate`: the catalogue, the table of ads, candidates for each product. SERVER: the URL of a running server.
+# `make generate`: the catalogue, the ads, candidates for each product. SERVER: the URL of a running server.
+# WORDS: your own forbidden words. LABEL=1 marks each ad as written by AI. FEEDBACK: an editor's decisions, for pairs.
 INPUT  ?= examples/products.csv
 OUTPUT ?= ads.csv
 N      ?= 4
-export SERVER ?=
-# WORDS: a file of words that you forbid beside the law. LABEL=1 marks each ad as written by AI.
-export WORDS ?=
-export LABEL ?=
+export SERVER   ?=
+export WORDS    ?=
+export LABEL    ?=
+export FEEDBACK ?=
 
-# The environment: .venv, made from requirements.lock, or the bin folder of your own (conda, container).
-BIN ?= .venv/bin
-PY  := $(BIN)/python
-# What `make bench` measures: training, serving, bulk, sizes or features.
+# The environment: .venv, made from requirements.lock (VLLM=1: with vLLM), or the bin folder of your own (conda, container).
+export VLLM ?=
+BIN   ?= .venv/bin
+PY    := $(BIN)/python
 BENCH ?= training
 
 SHELL := bash
@@ -44,7 +44,7 @@ MAKEFLAGS += --no-print-directory
 help: ## list the verbs
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 14
 
-setup: ## make the environment .venv from requirements.lock (BIN=<folder>: your own)
+setup: ## make the environment .venv from requirements.lock (VLLM=1: with vLLM; BIN=<folder>: your own)
 	@scripts/setup.sh $(BIN)
 
 doctor base train eval export chat webchat api webui: setup
@@ -56,7 +56,7 @@ eval: ## write ads for the dev rows before and after fine-tuning, and score both
 export: ## merge the adapter into the base model: safetensors and an Ollama Modelfile
 chat: ## write ads in the terminal (EXPORTED=1: with the exported model; also webchat, api, desk, generate)
 webchat: ## write ads on LLaMA-Factory's page: http://127.0.0.1:7860
-api: ## serve ads over an OpenAI-style API: http://127.0.0.1:8000/docs
+api: ## serve ads over an OpenAI-style API: http://127.0.0.1:8000 (BACKEND=vllm)
 webui: ## LlamaBoard, LLaMA-Factory's own page: http://127.0.0.1:7860
 
 demo: setup ## the whole path on a CPU, with the embedded sample: train, evaluate, export, write three ads
@@ -65,7 +65,7 @@ demo: setup ## the whole path on a CPU, with the embedded sample: train, evaluat
 data: setup ## prepare AdGen from the hub, or from local files (RAW=<path>, ARGS="--unk cut")
 	@exec $(PY) scripts/prepare_data.py $(RAW) $(ARGS)
 
-pairs: setup ## make preference pairs from the tuned model's own ads, for METHOD=dpo (ARGS="--rows 2400 --samples 6")
+pairs: setup ## make preference pairs of the tuned model's own ads, or of an editor's decisions (FEEDBACK=<jsonl>)
 	@exec $(PY) scripts/pairs.py $(ARGS)
 
 desk: setup ## a page for copywriters, with the attributes marked: http://127.0.0.1:7860 (SERVER=<URL>)
@@ -74,7 +74,7 @@ desk: setup ## a page for copywriters, with the attributes marked: http://127.0.
 generate: setup ## write ads for a catalogue (INPUT=<csv, xlsx, jsonl> OUTPUT=<csv, xlsx, jsonl> N=4 SERVER=<URL>)
 	@exec $(PY) scripts/generate.py "$(INPUT)" "$(OUTPUT)" --n $(N) $(ARGS)
 
-bench: setup ## measure speed and memory (BENCH=training, serving, bulk, sizes or features; ARGS="sft_qlora --repeat 2")
+bench: setup ## measure speed and memory (BENCH=training, serving, bulk, sizes, features or editor; ARGS="sft_qlora --repeat 2")
 	@PYTHONPATH=scripts exec $(PY) benchmarks/$(BENCH).py $(ARGS)
 
 test: setup ## run all tests
@@ -87,4 +87,4 @@ lint: setup ## check the style of the code
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean: ## remove what runs wrote (saves/, exports/) and the prepared rows; .venv stays
-	rm -rf saves exports llamaboard_cache data/adgen_* data/*_pairs*
+	rm -rf saves exports llamaboard_cache data/adgen_* data/*_pairs* data/*_verdicts*

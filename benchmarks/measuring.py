@@ -1,5 +1,6 @@
 """What the benchmarks share: run a command and watch it, ask the GPU for its name, write results and their table."""
 
+import json
 import os
 import platform
 import re
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lib.cards import one_card
@@ -17,7 +20,7 @@ from lib.gpu import ask_cards
 # llamafactory-cli as a module of this Python. -P: a Python file in the working folder cannot take a library's place.
 PROGRAM = [sys.executable, "-P", "-m", "llamafactory.cli"]
 SCRATCH = ROOT / "saves/bench"
-LIBRARIES = ("llamafactory", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "liger-kernel")
+LIBRARIES = ("llamafactory", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "liger-kernel", "vllm")
 
 
 def shown(path: Path) -> str:
@@ -48,6 +51,19 @@ def poll_memory(readings: list[float], stop: threading.Event) -> None:
         readings.append(float(answer[0]) / 1024)
 
 
+@contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    """The GPU memory in use in GiB, read again and again until the end of the block; empty without a GPU."""
+    readings, stop = [], threading.Event()
+    poll = threading.Thread(target=poll_memory, args=(readings, stop))
+    poll.start()
+    try:
+        yield readings
+    finally:
+        stop.set()
+        poll.join()
+
+
 def watch(command: list[str], log: Path, trainer_log: Path | None = None, **variables: str) -> dict:
     """Runs a command in the project's root on one GPU, with its output in `log`, and measures it.
 
@@ -60,30 +76,27 @@ def watch(command: list[str], log: Path, trainer_log: Path | None = None, **vari
 
     On Ctrl-C the command is killed.
     """
-    readings, lines, stop = [], [], threading.Event()
-    poll = threading.Thread(target=poll_memory, args=(readings, stop))
+    lines = []
     environment = os.environ | variables | one_card() | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with log.open("wb") as output:
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
         child = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **streams)
-    poll.start()
-    try:
-        ended = False
-        while not ended:
-            # The last lines are read after the end: poll first, then read.
-            ended = child.poll() is not None
-            seconds = time.monotonic() - start
-            if trainer_log and trainer_log.exists():
-                lines += [seconds] * (trainer_log.read_bytes().count(b"\n") - len(lines))
-            time.sleep(0.01)
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-        stop.set()
-        poll.join()
+    with peak_memory() as readings:
+        try:
+            ended = False
+            while not ended:
+                # The last lines are read after the end: poll first, then read.
+                ended = child.poll() is not None
+                seconds = time.monotonic() - start
+                if trainer_log and trainer_log.exists():
+                    lines += [seconds] * (trainer_log.read_bytes().count(b"\n") - len(lines))
+                time.sleep(0.01)
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
     return {"status": child.returncode, "seconds": seconds, "lines": lines, "peak_gib": max(readings, default=None)}
 
 
@@ -120,6 +133,18 @@ def cell(value: float | None) -> str:
 def percent(value: float | None) -> str:
     """A share as a table shows it, in per cent; – for None."""
     return "–" if value is None else f"{value:.0%}"
+
+
+def add_results(path: Path, results: dict, name: str, keys: tuple[str, ...]) -> dict:
+    """The results with those entries of their list `name` that an earlier run on the same model has left in a file.
+
+    An entry that has the same `keys` as a new one is left out: it was measured again.
+    """
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    same = all(old.get(key) == results[key] for key in ("gpu", "model", "max_tokens"))
+    new = [[entry.get(key) for key in keys] for entry in results[name]]
+    kept = [entry for entry in old.get(name, []) if same and [entry.get(key) for key in keys] not in new]
+    return results | {name: kept + results[name]}
 
 
 def write_results(path: Path, results: dict, text: str) -> None:

@@ -20,8 +20,6 @@ from lib.tables import align, show
 
 LOG = Path("saves/Custom/demo.log")
 RESULTS = Path("saves/Custom/report")
-# LLaMA-Factory draws it.
-LOSSES = Path("saves/Custom/lora/sample_qlora/training_loss.png")
 ADS = Path("saves/Custom/three_ads.csv")
 PERCENT = re.compile(rb"(\d+)%\|")
 
@@ -73,7 +71,7 @@ def show_scores() -> None:
     lines = [["", *(SCORES[score][0] for score in MAIN)]]
     for name in ("base", "tuned"):
         lines.append([name, *(show(score, results["systems"][name].get(score)) for score in MAIN)])
-    print(f"\n{align(lines)}\nPictures: {RESULTS}/eval.png, {LOSSES}")
+    print(f"\n{align(lines)}\nPictures: {RESULTS}/eval.png, {RESULTS}/train_loss.png")
 
 
 def show_ads() -> None:

@@ -13,13 +13,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+from lib import vllm
 from lib.adapters import check_named
 from lib.cards import check_cards, check_variables, predict_environment, share_overrides, train_environment
 from lib.checks import Unmade, list_checks, run_checks
 from lib.choices import (
-    PREFERENCE,
     Choices,
     fine_tuned,
     hub_overrides,
@@ -29,11 +30,12 @@ from lib.choices import (
     read_choices,
     rows_of,
     served_overrides,
+    stages,
     train_overrides,
     trained,
     tuned_overrides,
 )
-from lib.files import ROOT, whole_file
+from lib.files import ROOT, fail, whole_file
 from lib.recipes import check_overrides, read_recipe
 from lib.registry import data_files
 from lib.runs import run_export, run_training
@@ -61,8 +63,8 @@ def make_rows(_: Choices) -> None:
 
 
 def make_base(choices: Choices) -> None:
-    """Makes the base model of a run: a stand-in, or for a preference method the merged fine-tuned model."""
-    if choices.method in PREFERENCE:
+    """Makes the base model of a run: a stand-in, or for a preference method the merged tuned model."""
+    if choices.goes_on:
         first = fine_tuned(choices)
         return write_export(first, [*tuned_overrides(first), f"export_dir={merged(choices)}"])
     make_stand_in(choices)
@@ -92,7 +94,7 @@ def take_base(choices: Choices, options: argparse.Namespace) -> Choices:
     if not base or choices.exported or base == str(merged(choices)):
         return choices
     options.words = [word for word in options.words if word not in named]
-    check_named(trained(fine_tuned(choices)), base)
+    check_named(trained(stages(choices)[0]), base)
     return choices._replace(base=base)
 
 
@@ -156,7 +158,10 @@ def predict(choices: Choices, options: argparse.Namespace) -> None:
 def evaluate(choices: Choices, options: argparse.Namespace) -> None:
     """Writes ads for the dev rows with the base model and the tuned model, and scores both."""
     base_folder, tuned_folder = predictions(choices)
-    dev = rows_of(choices, "dev")
+    dev, write = rows_of(choices, "dev"), run_training
+    if vllm.is_wanted():
+        # The key of LLaMA-Factory tells the report, too, what wrote the ads.
+        write, options.words = vllm.predict, [*options.words, "infer_backend=vllm"]
     words = [f"eval_dataset={choices.data}_dev", *hub_overrides(choices), *prompt_overrides(choices)]
     environment = WRITING | predict_environment(choices)
     base_words = [*words, f"output_dir={base_folder}", *options.words]
@@ -174,21 +179,21 @@ def evaluate(choices: Choices, options: argparse.Namespace) -> None:
     noted = base_folder / "inputs.txt"
     if not noted.exists() or noted.read_text().strip() != inputs:
         noted.unlink(missing_ok=True)
-        run_training(before, base_words, environment)
+        write(before, base_words, environment)
         with whole_file(noted) as file:
             file.write(inputs + "\n")
-    run_training(after, tuned_words, environment)
-    names = {"base": base_folder, "tuned": tuned_folder}
-    if choices.method in PREFERENCE:
-        first = predictions(fine_tuned(choices))[1]
-        names = {"base": base_folder, "fine-tuned": first, "tuned": tuned_folder}
-        if not (first / "generated_predictions.jsonl").exists():
-            names.pop("fine-tuned")
+    write(after, tuned_words, environment)
+    # Between the two stand the models that the tuned one goes on from, if they have written ads.
+    between = {one.method if one.goes_on else "fine-tuned": predictions(one)[1] for one in stages(choices)[:-1]}
+    written = {name: folder for name, folder in between.items() if (folder / "generated_predictions.jsonl").exists()}
+    names = {"base": base_folder, **written, "tuned": tuned_folder}
     ads = [f"{name}={folder}/generated_predictions.jsonl" for name, folder in names.items()]
     rows = ["--data", str(dev), "--train", str(rows_of(choices, "train"))]
     how = ["--decoding", str(after), *options.words]
     out = os.environ.get("RESULTS") or f"results/{choices.model}"
     check_call([sys.executable, "scripts/score.py", *ads, *rows, *how, "--out", out])
+    if (drawn := trained(choices) / "training_loss.png").exists():
+        shutil.copyfile(drawn, Path(out, "train_loss.png"))
 
 
 def export(choices: Choices, options: argparse.Namespace) -> None:
@@ -237,9 +242,12 @@ def serve(choices: Choices, options: argparse.Namespace) -> None:
     # LlamaBoard (webui) takes no recipe: people load models in its form.
     recipe = None if verb == "webui" else choices.recipe("chat")
     words = [*served_overrides(choices), *options.words] if recipe else []
+    settings = read_recipe(recipe, words) if recipe else {}
+    if vllm.is_wanted():
+        return vllm.serve(choices, settings, None if options.dry_run else partial(look, choices, verb, recipe))
     if options.dry_run:
         return show_plan(verb, recipe, words, WRITING)
-    look(choices, verb, recipe, read_recipe(recipe, words) if recipe else {})
+    look(choices, verb, recipe, settings)
     if verb == "webchat":
         choose_language()
     command = [find_cli(), verb, *([str(recipe), *words] if recipe else [])]
@@ -279,8 +287,10 @@ def main() -> None:
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     choices = read_choices()
+    if options.verb in ("chat", "webchat", "webui") and vllm.is_wanted():
+        fail(f"{options.verb} is LLaMA-Factory's; BACKEND=vllm is for api, desk, generate, pairs and eval")
     options.words = check_overrides(options.words + others, options.verb if options.verb in OTHERS else "train")
-    if choices.method in PREFERENCE:
+    if choices.goes_on:
         choices = take_base(choices, options)
     VERBS[options.verb](choices, options)
 

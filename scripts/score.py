@@ -27,8 +27,8 @@ from lib.system_scores import score_systems
 
 # The keys of a predict recipe that change what a model writes.
 DECODING = ("do_sample", "num_beams", "temperature", "top_p", "top_k", "repetition_penalty", "length_penalty")
-DECODING += ("no_repeat_ngram_size", "max_length", "max_new_tokens")
-LIBRARIES = ("jieba", "rouge-chinese", "nltk", "sacrebleu", "numpy", "llamafactory", "transformers", "torch")
+DECODING += ("no_repeat_ngram_size", "max_length", "max_new_tokens", "infer_backend")
+LIBRARIES = ("jieba", "rouge-chinese", "nltk", "sacrebleu", "numpy", "llamafactory", "transformers", "torch", "vllm")
 
 
 def parse_systems(words: Iterable[str]) -> dict[str, Path]:
@@ -141,8 +141,6 @@ def main() -> None:
         texts = {name: system.texts for name, system in predicted.items()}
         write_results(options.out, results, texts, data, train)
     print(tables.results_text(results))
-    if results["adgen_dev"]:
-        print(tables.published_text())
 
 
 if __name__ == "__main__":

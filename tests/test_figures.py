@@ -9,7 +9,8 @@ from lib.files import ROOT
 from lib.recipes import read_recipe
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
-PAGES = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRIES = ROOT / "results/gemma3_270m/tries.md"
+PAGES = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), TRIES]
 
 
 def read(path: Path) -> str:
@@ -49,20 +50,32 @@ def gemma_row(system: str, *scores: str) -> str:
     return "| " + " | ".join(f"{value:.{DIGITS.get(score, 3)}f}" for score, value in means.items()) + " |"
 
 
+MAIN = (*DIGITS, "coverage", "hallucination", "distinct-4", "unsupported")
+RUNS = {run["name"]: run for run in results("gemma3_270m/judge.json")["runs"]}
+
+
+def judge_row(system: str, *scores: str) -> str:
+    """The cells of the runs of results/gemma3_270m/judge.json with a name; those of several seeds are means."""
+    seeds = [run["dev"] for name, run in RUNS.items() if re.fullmatch(rf"{system}(-\d)?", name)]
+    means = {score: sum(seed[score] for seed in seeds) / len(seeds) for score in scores}
+    return "| " + " | ".join(f"{value:.{DIGITS.get(score, 3)}f}" for score, value in means.items()) + " |"
+
+
 def faithfulness_figures() -> list[str]:
     """What docs/faithfulness.md must hold."""
-    main = (*DIGITS, "coverage", "hallucination", "distinct-4", "unsupported")
-    rows = results("gemma3_270m/eval_results.json")["systems"]
-    models = dict.fromkeys(re.sub("^(qv-1-epoch|sft|dpo|half-judge)-[123]$", r"\1", system) for system in rows)
-    found = [gemma_row(system, *main) for system in models if system not in ("nearest", "template", "random")]
-    halves = ("sft", "dpo", "half-judge", "features-half-judge-1")
-    found += [gemma_row(system, "coverage-unseen", "hallucination-unseen") for system in halves]
-    # What the recipes hold, beside which the tries stand.
-    dpo = read_recipe(ROOT / "configs/gemma3_270m/dpo.yaml")
-    assert (dpo.get("pref_beta", 0.1), dpo["pref_ftx"], dpo["learning_rate"]) == (0.1, 0.5, 1e-4)
-    found += ["beta 0.05 instead of 0.1", "`pref_ftx` 1 instead of 0.5", "margin 0.3 instead of 0.15"]
+    found = [gemma_row(system, *MAIN) for system in ("base", "qv-1-epoch", "qv-3-epochs", "sft", "reference")]
+    found += [judge_row(system, *MAIN) for system in ("dpo", "half-judge")]
+    found.append(f"coverage to at most {max(run['dev']['coverage'] for run in RUNS.values()):.3f}")
+    found.append(gemma_row("sft", "coverage-unseen", "hallucination-unseen"))
+    found += [judge_row(system, "coverage-unseen", "hallucination-unseen") for system in ("dpo", "half-judge")]
+    few = ("bleu-4", "coverage", "hallucination")
+    for count in (250, 500, 1000, 2000):
+        cells = [judge_row(f"rows {count}, {method}", *few).strip("| ") for method in ("sft", "dpo")]
+        found.append(f"| {count:,} | {' | '.join(cells)} |")
+    cells = [gemma_row(system, *few).strip("| ") for system in ("sft", "features-1")]
+    found.append(f"| 4,750 | {' | '.join(cells)} |")
     for score, label in (("bleu-4", "BLEU-4"), ("rouge-l", "ROUGE-L"), ("coverage", ""), ("hallucination", "")):
-        values = [rows[f"dpo-{seed}"][score]["value"] for seed in (1, 2, 3)]
+        values = [RUNS[f"dpo-{seed}"]["dev"][score] for seed in (1, 2, 3)]
         digits = DIGITS.get(score, 3)
         found.append(f"{label or score} {min(values):.{digits}f}–{max(values):.{digits}f}")
     features = results("gemma3_270m/features.json")
@@ -71,6 +84,21 @@ def faithfulness_figures() -> list[str]:
     models = [scores for models in features["models"].values() for scores in models.values()]
     found += ["| " + " | ".join(f"{value:.3f}" for value in scores.values()) + " |" for scores in models]
     return [*found, f"torch {results('gemma3_270m/seconds.json')['torch']}"]
+
+
+def tries_figures() -> list[str]:
+    """What results/gemma3_270m/tries.md must hold."""
+    rows = results("gemma3_270m/eval_results.json")["systems"]
+    models = dict.fromkeys(re.sub("^(qv-1-epoch|sft|dpo|half-judge)-[123]$", r"\1", system) for system in rows)
+    elsewhere = ("base", "qv-1-epoch", "qv-3-epochs", "sft", "reference", "nearest", "template", "random")
+    found = [gemma_row(system, *MAIN) for system in models if system not in elsewhere]
+    tried = [re.sub("-[123]$", "", name) for name, run in RUNS.items() if "rows" not in run]
+    found += [judge_row(system, *MAIN) for system in tried if system not in ("sft", "dpo", "half-judge")]
+    # What the recipes hold, beside which the tries stand.
+    dpo = read_recipe(ROOT / "configs/gemma3_270m/dpo.yaml")
+    assert (dpo.get("pref_beta", 0.1), dpo["pref_ftx"], dpo["learning_rate"]) == (0.1, 0.5, 1e-4)
+    found += ["beta 0.05 instead of 0.1", "`pref_ftx` 1 instead of 0.5", "margin 0.3 instead of 0.15"]
+    return found
 
 
 def readme_figures() -> list[str]:
@@ -88,8 +116,8 @@ def readme_figures() -> list[str]:
     for system in ("base", "tuned"):
         scores = {score: entry["value"] for score, entry in tiny["systems"][system].items()}
         expected.append("| {bleu-4:.2f} | {rouge-l:.2f} | {coverage:.3f} | {hallucination:.3f} |".format(**scores))
-    for system in ("sft", "dpo", "reference"):
-        expected.append(gemma_row(system, *DIGITS, "coverage", "hallucination"))
+    expected += [gemma_row(system, *DIGITS, "coverage", "hallucination") for system in ("sft", "reference")]
+    expected.append(judge_row("dpo", *DIGITS, "coverage", "hallucination"))
     minutes = [sum(seed.values()) / 60 for seed in results("gemma3_270m/seconds.json")["seconds"]]
     expected.append(f" {round(sum(minutes) / 3)} ")
     published = [row for row in results("published.json")["results"] if row["procedure"] == "A"]
@@ -168,6 +196,7 @@ FIGURES = {
     "README_zh.md": readme_figures,
     "docs/evaluation.md": evaluation_figures,
     "docs/faithfulness.md": faithfulness_figures,
+    "results/gemma3_270m/tries.md": tries_figures,
     "docs/speed.md": speed_figures,
     "docs/scale.md": scale_figures,
 }

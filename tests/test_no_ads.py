@@ -4,10 +4,10 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import desk
 import pytest
 from generating import read_ads, run
 from lib.candidates import known_products
+from lib.marking import show
 from lib.metrics import vocabulary
 
 PRODUCT = "类型#裙*颜色#白色*材质#雪纺*图案#碎花"
@@ -87,5 +87,5 @@ def test_a_product_with_nothing_else_has_no_ad_and_a_reason(server, tmp_path):
 
 def test_the_desk_says_what_is_no_ad():
     values = vocabulary(known_products())
-    assert "不是文案：照抄属性" in desk.show(PRODUCT, PRODUCT, values, whole=True)
-    assert "不是文案" not in desk.show(PRODUCT, FULL, values, whole=True)
+    assert "不是文案：照抄属性" in show(PRODUCT, PRODUCT, values)
+    assert "不是文案" not in show(PRODUCT, FULL, values)

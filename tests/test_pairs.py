@@ -108,9 +108,10 @@ def test_pairs_of_another_model_run_or_hand(make, demo, tmp_path):
     right = {"model": "tiny", "run": "sample_qlora", "sha256": sha256(path)}
     base = "model_name_or_path=saves/Custom/init"
     for change, words, said in (
-        ({"model": "gemma3_270m"}, "", "pairs of gemma3_270m sample_qlora"),
-        ({"run": "sample_lora"}, "", "pairs of tiny sample_lora"),
-        ({"run": "sft_qlora"}, "", "pairs of tiny sft_qlora"),
+        ({"model": "gemma3_270m"}, "", "ads of gemma3_270m sample_qlora"),
+        ({"run": "sample_lora"}, "", "ads of tiny sample_lora"),
+        ({"run": "sft_qlora"}, "", "ads of tiny sft_qlora"),
+        ({"run": "sample_dpo"}, "", "ads of tiny sample_dpo"),
         ({"sha256": "0"}, "", "not what `make pairs` wrote"),
         # Another base model would stand in the place of the merged one without a word.
         ({}, base, "was trained on saves/Custom/full/pretrain"),

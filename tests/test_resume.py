@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -16,7 +15,7 @@ import pytest
 from common import BIN, copy_demo
 from lib.files import read_json_lines
 from lib.run_folder import lock_holder, lock_path, read_state
-from processes import end, errors, last_step, losses, start, wait_for
+from processes import end, errors, last_step, losses, start, wait_for, without_memory
 
 STEPS = {"max_steps": 24, "save_steps": 4, "eval_steps": 4, "logging_steps": 1, "save_total_limit": 9}
 # The count of evaluations without progress goes on, too; so many there are not.
@@ -33,15 +32,6 @@ def same(first, second):
     """Whether two trainings have the same losses at every step and the same adapter, to the byte."""
     adapters = [(folder / "adapter_model.safetensors").read_bytes() for folder in (first, second)]
     return losses(first) == losses(second) and adapters[0] == adapters[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums in another order round otherwise."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    yield
-    os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
 
 
 @pytest.fixture(scope="module")
@@ -218,18 +208,7 @@ def test_full_disk(make, whole, small_disk):
 
 
 def test_out_of_gpu_memory_says_what_to_override(whole, tmp_path):
-    """The trainer is one that ends as PyTorch ends where a card is full: no test has a card."""
-    shutil.copy(BIN.parent / "pyvenv.cfg", tmp_path)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "lib").symlink_to(BIN.parent / "lib")
-    (tmp_path / "bin/python").symlink_to((BIN / "python").resolve())
-    trainer = tmp_path / "bin/llamafactory-cli"
-    trainer.write_text(
-        f"#!{sys.executable}\nimport sys, torch\nprint('50%', end='', file=sys.stderr)\n"
-        "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.')\n"
-    )
-    trainer.chmod(0o755)
-    command = [tmp_path / "bin/python", "scripts/launch.py", "train", f"output_dir={tmp_path}/run"]
+    command = [without_memory(tmp_path), "scripts/launch.py", "train", f"output_dir={tmp_path}/run"]
     command.append("per_device_train_batch_size=2")
     tiny = os.environ | {"MODEL": "tiny", "METHOD": "lora", "DATA": "sample"}
     result = subprocess.run(command, cwd=whole[0], env=tiny, capture_output=True, text=True)

@@ -179,7 +179,7 @@ def bad_files(folder, data):
     (folder / "none.jsonl").write_text("")
     shuffled = [good[1], good[0], *good[2:]]
     pairs = [{**row, "prompt": other["prompt"]} for row, other in zip(good, shuffled, strict=True)]
-    files = {"cut": "line 40", "binary": "UTF-8", "none": "is empty", "nowhere": "does not exist"}
+    files = {"cut": "line 40", "binary": "UTF-8", "none": "is empty", "nowhere": "No such file"}
     for name, rows, words in (
         ("foreign", [{"text": "x"}], 'no text "predict"'),
         ("numbers", [3, 4], "a JSON object was expected"),

@@ -20,6 +20,8 @@ from lib.weights import is_whole, local_folder, read_json, weights_fault, weight
 from packaging.version import Version
 
 Check = tuple[str, Callable[[], str | None]]
+# What `make pairs` writes for a model → how.
+MADE = {"pairs": "`make pairs`", "verdicts": "`make pairs FEEDBACK=<file>`"}
 
 
 class Unmade(SystemExit):
@@ -83,16 +85,21 @@ def check_rows(settings: dict) -> str:
     local = {name: path for name, path in files.items() if path}
     ours = [ROOT / f"data/adgen_{split}.jsonl" for split in ("train", "val", "dev")]
     prepared = {name for name, path in local.items() if path.resolve() in ours}
+    makers = {
+        ROOT / f"data/{one.name}_{kind}.jsonl": how for one in ROOT.glob("configs/*") for kind, how in MADE.items()
+    }
     for name, path in local.items():
         if not any(file.is_file() and file.stat().st_size for file in files_in(path)):
-            how = "`make pairs`" if path.name.endswith("_pairs.jsonl") else "`make data`, or `make data RAW=<folder>`"
+            how = makers.get(path.resolve(), "`make data`, or `make data RAW=<folder>`")
             problem = f"error: the data set {name} is missing ({path}): run {how}"
             raise Unmade(problem) if name in prepared else SystemExit(problem)
         if name in prepared:
             check_card(path)
-        elif path.resolve() in {ROOT / f"data/{one.name}_pairs.jsonl" for one in ROOT.glob("configs/*")}:
+        elif path.resolve() in makers:
             check_pairs(path, Path(settings["model_name_or_path"]))
-    check_sets(settings, prepared)
+    # The rows of the sample come with the project.
+    ours = {*makers, *(ROOT / "data/sample").glob("*.jsonl")}
+    check_sets(settings, {name for name, path in local.items() if name not in prepared and path.resolve() not in ours})
     return f"{', '.join(files)}: there and unchanged"
 
 
@@ -107,17 +114,16 @@ def check_card(path: Path) -> None:
 
 
 def check_pairs(path: Path, start: Path) -> None:
-    """Ends the program if pairs are not as `make pairs` wrote them, or not of the model that the training starts from.
+    """Ends the program if pairs or verdicts are not as `make pairs` wrote them, or not of the model to go on from.
 
-    `start`: the folder of the merged fine-tuned model. A second round goes on with pairs of the preference-tuned model.
+    `start`: the folder of that model, merged. What an editor said of a model's ads is good for all of its runs.
     """
     card = read_json(path.with_name(f"{path.stem}_card.json"))
     if card.get("sha256") != sha256(path):
         fail(f"{path} is not what `make pairs` wrote (see its card): run it again, or register your own file")
-    of = f"{card.get('model')} {card.get('run')}"
-    model, kind = path.name.removesuffix("_pairs.jsonl"), start.name.partition("_")[0]
-    if of not in (f"{model} {start.name}", f"{model} {kind}_dpo"):
-        fail(f"{path} holds pairs of {of}, and this training goes on from {model} {start.name}: run `make pairs`")
+    of, model = f"{card.get('model')} {card.get('run', start.name)}", path.stem.rpartition("_")[0]
+    if of != f"{model} {start.name}":
+        fail(f"{path} holds ads of {of}, and this training goes on from {model} {start.name}: run `make pairs`")
 
 
 def check_base(model: str, recipe: Path) -> str:
@@ -178,7 +184,7 @@ def check_merged(model: str) -> None:
     if not adapter.is_file():
         fail(f"there is no adapter in {adapter.parent} to go on from: run `make train` with its method first")
     if not made.exists() or adapter.stat().st_mtime > made.stat().st_mtime:
-        raise Unmade(f"error: {model} is not merged yet; a training with METHOD=dpo merges it")
+        raise Unmade(f"error: {model} is not merged yet; a training with METHOD=dpo or kto merges it")
 
 
 def check_output(settings: dict, every: bool) -> str:
