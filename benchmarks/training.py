@@ -34,6 +34,7 @@ from typing import NamedTuple
 import measuring
 import speed
 from arithmetic import OTHER_CARD
+from lib.cards import one_card
 from lib.choices import read_choices
 from lib.files import ROOT, fail
 from lib.gpu import check_gpu
@@ -177,7 +178,7 @@ def measure_all(runs: list[Run], setup: Setup, results: dict, path: Path) -> Non
 def stand_in(model: Path) -> tuple[str, int]:
     """The size of stand-in (scripts/stand_in.py) that has the shape of a model, and the GB of disk that it takes."""
     if "8b" not in model.name:
-        fail(f"there are no random weights of the shape of {model.name}: download it into the folder of its name here")
+        fail(f"no random weights have the shape of {model.name}: download its base model to a folder named like its id")
     return "8b", 16
 
 
@@ -239,7 +240,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    os.environ.update(DEFAULTS | os.environ)
+    # nvidia-smi is asked about the one card that the runs see.
+    os.environ.update(DEFAULTS | os.environ | one_card())
     choices = read_choices()
     model = ROOT / "configs" / choices.model
     runs = plan(model, options.words) * options.repeat

@@ -8,6 +8,9 @@ from lib.choices import STRATEGIES, Choices
 from lib.files import fail
 from lib.gpu import ask_cards
 
+# What asks nvidia-smi for a line for each card.
+INDEX = "--query-gpu=index --format=csv,noheader"
+
 
 def check_variables(choices: Choices) -> None:
     """Ends the program if NNODES or USE_RAY need a variable that is not set."""
@@ -23,11 +26,11 @@ def check_variables(choices: Choices) -> None:
 
 def check_cards(choices: Choices) -> None:
     """Ends the program if this machine has fewer cards than GPUS and USE_RAY need."""
-    if choices.ray and not ask_cards("-L"):
+    if choices.ray and not ask_cards(INDEX):
         fail("USE_RAY=1 needs a GPU; LLaMA-Factory would wait for ever")
     # A machine without a GPU runs as many processes as it is told to, for recipes that need no GPU.
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    shown = ask_cards("-L").splitlines() if chosen is None else chosen.split(",")
+    shown = ask_cards(INDEX).splitlines() if chosen is None else chosen.split(",")
     cards = sum(not card.startswith("-") for card in shown if card)
     if choices.gpus > 1 and 0 < cards < choices.gpus:
         fail(f"GPUS={choices.gpus}, and this machine shows {cards} (nvidia-smi -L, CUDA_VISIBLE_DEVICES)")

@@ -90,7 +90,7 @@ def is_asked(prompt: str, content: str) -> bool:
 
 
 def refuse(place: str, name: str, known: bool, number: int, data_path: Path) -> NoReturn:
-    """Ends the program because the label or prompt at `place` is not that of the row; `known`: but that of another."""
+    """Ends the program because the label or prompt at `place` is not that of the row. `known`: it is another row's."""
     other = "but that of another: rows were shuffled or left out" if known else "nor of another: these are other rows"
     fail(f"{place}: its {name} is not that of row {number} of {data_path}, {other}; predict the rows of that file anew")
 
