@@ -1,6 +1,5 @@
 # The verbs of this project. `make` lists them; scripts/launch.py turns the variables below into recipe and overrides.
-
-# A folder under configs/, and the method in one of its recipes: sft_<method>.yaml.
+# A folder under configs/, and the method in one of its recipes: sft_<method>.yaml, dpo.yaml or kto.yaml.
 export MODEL  ?= llama3_8b
 export METHOD ?= qlora
 # The rows: `adgen` is what `make data` writes, `sample` is embedded. RAW names local files of AdGen.
@@ -10,8 +9,8 @@ export RAW    ?=
 export GPUS     ?= 1
 export NNODES   ?= 1
 export STRATEGY ?=
-# FRESH=1 trains anew beside the old run, RESUME=1 goes on although recipe, base or prompt differ (or with more epochs),
-# EXPORTED=1 serves the export, BACKEND=vllm writes and serves with vLLM (once: make setup VLLM=1).
+# FRESH=1 trains anew, RESUME=1 goes on although the recipe or the base differs, EXPORTED=1 serves the export,
+# BACKEND=vllm writes and serves with vLLM (once: make setup VLLM=1).
 export FRESH    ?=
 export RESUME   ?=
 export EXPORTED ?=
@@ -20,19 +19,20 @@ export BACKEND  ?=
 export RESULTS  ?= results/$(MODEL)
 ARGS ?=
 
-# `make generate`: the catalogue, the table of ads, candidates for each product. SERVER: the URL of a running server.
+# `make generate`: the catalogue, the ads, candidates for each product. SERVER: the URL of a running server.
+# WORDS: your own forbidden words. LABEL=1 marks each ad as written by AI. FEEDBACK: an editor's decisions, for pairs.
 INPUT  ?= examples/products.csv
 OUTPUT ?= ads.csv
 N      ?= 4
-export SERVER ?=
-# WORDS: a file of words that you forbid beside the law. LABEL=1 marks each ad as written by AI.
-export WORDS ?=
-export LABEL ?=
+export SERVER   ?=
+export WORDS    ?=
+export LABEL    ?=
+export FEEDBACK ?=
 
 # The environment: .venv, made from requirements.lock (VLLM=1: with vLLM), or the bin folder of your own (conda, container).
 export VLLM ?=
-BIN ?= .venv/bin
-PY  := $(BIN)/python
+BIN   ?= .venv/bin
+PY    := $(BIN)/python
 BENCH ?= training
 
 SHELL := bash
@@ -65,7 +65,7 @@ demo: setup ## the whole path on a CPU, with the embedded sample: train, evaluat
 data: setup ## prepare AdGen from the hub, or from local files (RAW=<path>, ARGS="--unk cut")
 	@exec $(PY) scripts/prepare_data.py $(RAW) $(ARGS)
 
-pairs: setup ## make preference pairs from the tuned model's own ads, for METHOD=dpo (ARGS="--rows 2400 --samples 6")
+pairs: setup ## make preference pairs of the tuned model's own ads, or of an editor's decisions (FEEDBACK=<jsonl>)
 	@exec $(PY) scripts/pairs.py $(ARGS)
 
 desk: setup ## a page for copywriters, with the attributes marked: http://127.0.0.1:7860 (SERVER=<URL>)
@@ -74,7 +74,7 @@ desk: setup ## a page for copywriters, with the attributes marked: http://127.0.
 generate: setup ## write ads for a catalogue (INPUT=<csv, xlsx, jsonl> OUTPUT=<csv, xlsx, jsonl> N=4 SERVER=<URL>)
 	@exec $(PY) scripts/generate.py "$(INPUT)" "$(OUTPUT)" --n $(N) $(ARGS)
 
-bench: setup ## measure speed and memory (BENCH=training, serving, bulk, sizes or features; ARGS="sft_qlora --repeat 2")
+bench: setup ## measure speed and memory (BENCH=training, serving, bulk, sizes, features or editor; ARGS="sft_qlora --repeat 2")
 	@PYTHONPATH=scripts exec $(PY) benchmarks/$(BENCH).py $(ARGS)
 
 test: setup ## run all tests
@@ -87,4 +87,4 @@ lint: setup ## check the style of the code
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean: ## remove what runs wrote (saves/, exports/) and the prepared rows; .venv stays
-	rm -rf saves exports llamaboard_cache data/adgen_* data/*_pairs*
+	rm -rf saves exports llamaboard_cache data/adgen_* data/*_pairs* data/*_verdicts*

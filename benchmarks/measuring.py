@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lib.cards import one_card
 from lib.files import ROOT, fail, installed_versions, whole_file, write_json
+from lib.gpu import ask_cards
 
 # llamafactory-cli as a module of this Python. -P: a Python file in the working folder cannot take a library's place.
 PROGRAM = [sys.executable, "-P", "-m", "llamafactory.cli"]
@@ -28,18 +29,10 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
-def device() -> str:
-    """The number or id of the GPU to measure: the first in CUDA_VISIBLE_DEVICES. Empty if that hides all GPUs."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].replace("-1", "")
-
-
 def ask_card(fields: str) -> list[str]:
     """The answers of nvidia-smi to comma-separated query fields, for the GPU to measure; empty without a GPU."""
-    if not device() or not shutil.which("nvidia-smi"):
-        return []
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", "-i", device()]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    return [] if answer.returncode else [field.strip() for field in answer.stdout.split(",")]
+    answer = ask_cards(f"--query-gpu={fields} --format=csv,noheader,nounits")
+    return [field.strip() for field in answer.split("\n")[0].split(",")] if answer else []
 
 
 def card_file(folder: Path, card: str, kind: str = "") -> Path:
@@ -56,15 +49,6 @@ def poll_memory(readings: list[float], stop: threading.Event) -> None:
     """Appends the GPU memory in use by all processes, in GiB, every 0.2 s until `stop` is set."""
     while not stop.wait(0.2) and (answer := ask_card("memory.used")):
         readings.append(float(answer[0]) / 1024)
-
-
-def peak_rss(pid: int) -> float:
-    """The peak resident memory of a running process in GiB, as Linux counts it (VmHWM); 0 if it has ended."""
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    except OSError:
-        return 0.0
-    return int(found[1]) / 2**20 if found else 0.0
 
 
 @contextmanager
@@ -88,14 +72,12 @@ def watch(command: list[str], log: Path, trainer_log: Path | None = None, **vari
     - status: the exit status, below 0 for a signal;
     - seconds: from start to end;
     - peak_gib: peak memory in use on the GPU, other processes included; None without a GPU;
-    - peak_rss_gib: peak resident memory of the process, without its children;
     - lines: for each line of `trainer_log` the seconds after which it was there, to 0.01 s.
 
     On Ctrl-C the command is killed.
     """
-    lines, rss = [], 0.0
-    # If it saw several GPUs, LLaMA-Factory would start a process on each.
-    environment = os.environ | variables | {"CUDA_VISIBLE_DEVICES": device(), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    lines = []
+    environment = os.environ | variables | one_card() | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with log.open("wb") as output:
@@ -108,7 +90,6 @@ def watch(command: list[str], log: Path, trainer_log: Path | None = None, **vari
                 # The last lines are read after the end: poll first, then read.
                 ended = child.poll() is not None
                 seconds = time.monotonic() - start
-                rss = max(rss, peak_rss(child.pid))
                 if trainer_log and trainer_log.exists():
                     lines += [seconds] * (trainer_log.read_bytes().count(b"\n") - len(lines))
                 time.sleep(0.01)
@@ -116,8 +97,7 @@ def watch(command: list[str], log: Path, trainer_log: Path | None = None, **vari
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-    peaks = {"peak_gib": max(readings, default=None), "peak_rss_gib": rss}
-    return {"status": child.returncode, "seconds": seconds, "lines": lines, **peaks}
+    return {"status": child.returncode, "seconds": seconds, "lines": lines, "peak_gib": max(readings, default=None)}
 
 
 def last_error(log: Path, status: int) -> str:

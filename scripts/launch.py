@@ -21,7 +21,6 @@ from lib.adapters import check_named
 from lib.cards import check_cards, check_variables, predict_environment, share_overrides, train_environment
 from lib.checks import Unmade, list_checks, run_checks
 from lib.choices import (
-    PREFERENCE,
     Choices,
     fine_tuned,
     hub_overrides,
@@ -31,6 +30,7 @@ from lib.choices import (
     read_choices,
     rows_of,
     served_overrides,
+    stages,
     train_overrides,
     trained,
     tuned_overrides,
@@ -63,8 +63,8 @@ def make_rows(_: Choices) -> None:
 
 
 def make_base(choices: Choices) -> None:
-    """Makes the base model of a run: a stand-in, or for a preference method the merged fine-tuned model."""
-    if choices.method in PREFERENCE:
+    """Makes the base model of a run: a stand-in, or for a preference method the merged tuned model."""
+    if choices.goes_on:
         first = fine_tuned(choices)
         return write_export(first, [*tuned_overrides(first), f"export_dir={merged(choices)}"])
     make_stand_in(choices)
@@ -94,7 +94,7 @@ def take_base(choices: Choices, options: argparse.Namespace) -> Choices:
     if not base or choices.exported or base == str(merged(choices)):
         return choices
     options.words = [word for word in options.words if word not in named]
-    check_named(trained(fine_tuned(choices)), base)
+    check_named(trained(stages(choices)[0]), base)
     return choices._replace(base=base)
 
 
@@ -183,17 +183,17 @@ def evaluate(choices: Choices, options: argparse.Namespace) -> None:
         with whole_file(noted) as file:
             file.write(inputs + "\n")
     write(after, tuned_words, environment)
-    names = {"base": base_folder, "tuned": tuned_folder}
-    if choices.method in PREFERENCE:
-        first = predictions(fine_tuned(choices))[1]
-        names = {"base": base_folder, "fine-tuned": first, "tuned": tuned_folder}
-        if not (first / "generated_predictions.jsonl").exists():
-            names.pop("fine-tuned")
+    # Between the two stand the models that the tuned one goes on from, if they have written ads.
+    between = {one.method if one.goes_on else "fine-tuned": predictions(one)[1] for one in stages(choices)[:-1]}
+    written = {name: folder for name, folder in between.items() if (folder / "generated_predictions.jsonl").exists()}
+    names = {"base": base_folder, **written, "tuned": tuned_folder}
     ads = [f"{name}={folder}/generated_predictions.jsonl" for name, folder in names.items()]
     rows = ["--data", str(dev), "--train", str(rows_of(choices, "train"))]
-    how = ["--decoding", str(after), *options.words, "--trainer-log", f"{trained(choices)}/trainer_log.jsonl"]
+    how = ["--decoding", str(after), *options.words]
     out = os.environ.get("RESULTS") or f"results/{choices.model}"
     check_call([sys.executable, "scripts/score.py", *ads, *rows, *how, "--out", out])
+    if (drawn := trained(choices) / "training_loss.png").exists():
+        shutil.copyfile(drawn, Path(out, "train_loss.png"))
 
 
 def export(choices: Choices, options: argparse.Namespace) -> None:
@@ -290,7 +290,7 @@ def main() -> None:
     if options.verb in ("chat", "webchat", "webui") and vllm.is_wanted():
         fail(f"{options.verb} is LLaMA-Factory's; BACKEND=vllm is for api, desk, generate, pairs and eval")
     options.words = check_overrides(options.words + others, options.verb if options.verb in OTHERS else "train")
-    if choices.method in PREFERENCE:
+    if choices.goes_on:
         choices = take_base(choices, options)
     VERBS[options.verb](choices, options)
 

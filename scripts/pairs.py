@@ -10,20 +10,27 @@ enough apart. An ad with words that the law or WORDS forbids (see scripts/lib/la
 The pairs go to data/<model>_pairs.jsonl, and data/<model>_pairs_card.json counts them. Only training rows are used, so
 no dev product enters a pair. The ads are kept under saves/, and used again as long as nothing has changed that they
 depend on: the same command continues after a kill.
+
+  MODEL=gemma3_270m FEEDBACK=data/feedback.jsonl python scripts/pairs.py
+
+With FEEDBACK no model writes: what an editor decided at the desk becomes pairs, and ads with a yes or a no for
+`make train METHOD=kto` in data/<model>_verdicts.jsonl (see scripts/lib/feedback.py).
 """
 
 import argparse
-import json
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from lib import vllm
 from lib.batches import BATCH, work_folder, write_ads
 from lib.candidates import badness, likeness
 from lib.choices import Choices, hub_overrides, read_choices, rows_of, saves, trained, tuned_overrides
 from lib.features import learn
-from lib.files import ROOT, fail, sha256, whole_file, write_json
+from lib.feedback import make_rows, read_feedback, select
+from lib.files import ROOT, fail, sha256, write_json, write_json_lines
 from lib.form import flaws
 from lib.journal import numbered, open_journal, write_missing
 from lib.law import has_ban, read_rules
@@ -33,11 +40,12 @@ from lib.recipes import check_overrides, read_recipe
 
 # Keys of the predict recipe that no override may change.
 OWN = ("eval_dataset", "max_samples", "seed", "output_dir")
-# How the ads are sampled: more widely than ads for a shop, so that a row's best and worst ad differ.
-SAMPLING = ["do_sample=true", "temperature=1.0", "top_p=1.0", "top_k=50"]
+# How the ads are sampled: more widely than ads for a shop, so that a row's best and worst ad differ. A repetition
+# penalty would make the tokens of the prompt less likely, too, and with them the attributes.
+SAMPLING = ["do_sample=true", "temperature=1.0", "top_p=1.0", "top_k=50", "repetition_penalty=1.0"]
 # How much likeness to the row's own ad (0 to 1) weighs beside the shares of values missed and invented. The ads of one
-# row differ in it by about 0.1, so it decides between ads that keep to the product equally well.
-LIKENESS = 1.0
+# row differ in it by about 0.1. docs/faithfulness.md has what other weights lead to.
+LIKENESS = 4.0
 
 
 def read_options() -> argparse.Namespace:
@@ -94,10 +102,35 @@ def make_pair(product: str, reference: str, ads: list[str], judge: Callable, mar
     return {"instruction": product, "chosen": best, "rejected": worst}
 
 
-def main() -> None:
-    options, choices = read_options(), read_choices()
-    read_rules()
-    os.chdir(ROOT)
+def write_rows(choices: Choices, kind: str, rows: list[dict], about: dict) -> None:
+    """Writes data/<model>_<kind>.jsonl, and the card beside it, which says `about` the rows what is known."""
+    path = ROOT / f"data/{choices.model}_{kind}.jsonl"
+    write_json_lines(path, rows)
+    card = {"model": choices.model, **about, kind: len(rows), "sha256": sha256(path)}
+    write_json(path.with_name(f"{path.stem}_card.json"), card)
+    print(f"{path.relative_to(ROOT)}: {len(rows)} {kind}")
+
+
+def from_feedback(choices: Choices, path: Path) -> None:
+    """Makes pairs and verdicts of an editor's decisions, as far as these have both sides of each."""
+    decisions = read_feedback(path)
+    kept, left = select(decisions, choices.model, read_data(rows_of(choices, "dev")).contents)
+    pairs, verdicts = make_rows(kept)
+    answers = {"yes": sum(row["approved"] for row in verdicts), "no": sum(not row["approved"] for row in verdicts)}
+    counts = ", ".join(f"{count} {name}" for name, count in left.items()) or "none"
+    said = f"{path}: {len(decisions)} decisions; left out: {counts}; ads: {answers['yes']} yes, {answers['no']} no"
+    about = {"feedback": path.name, "decisions": len(decisions), "left out": left}
+    if not pairs and not all(answers.values()):
+        fail(f"{said}. A training needs ads with a yes and ads with a no")
+    print(said)
+    if pairs:
+        write_rows(choices, "pairs", pairs, about)
+    if all(answers.values()):
+        write_rows(choices, "verdicts", verdicts, about | answers)
+
+
+def from_samples(choices: Choices, options: argparse.Namespace) -> None:
+    """Makes pairs of ads that the tuned model writes for training rows."""
     data = read_data(rows_of(choices, "train"))
     rows = list(zip(*data, strict=True))[: options.rows]
     samples = write_samples(choices, options, [content for content, _ in rows])
@@ -107,23 +140,28 @@ def main() -> None:
     kept = [pair for pair in pairs if pair]
     if not kept:
         fail("no two ads of a row lie far enough apart; a smaller --margin or more --samples may help")
-    path = ROOT / f"data/{choices.model}_pairs.jsonl"
-    with whole_file(path) as file:
-        file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in kept)
     mean = {
         name: sum(judge(pair["instruction"], pair[name]) for pair in kept) / len(kept)
         for name in ("chosen", "rejected")
     }
-    card = {
-        "model": choices.model, "run": trained(choices).name, "rows": len(rows), "samples": options.samples,
-        "margin": options.margin, "judge sees half of the values": options.half, "pairs": len(kept),
+    about = {
+        "run": trained(choices).name, "rows": len(rows), "samples": options.samples,
+        "margin": options.margin, "judge sees half of the values": options.half,
         "mean badness": {name: round(value, 4) for name, value in mean.items()},
-        "sha256": sha256(path),
     }  # fmt: skip
-    write_json(path.with_name(f"{choices.model}_pairs_card.json"), card)
-    print(
-        f"{path.relative_to(ROOT)}: {len(kept)} pairs of {len(rows)} rows; {len(rows) - len(kept)} rows lie too close"
-    )
+    print(f"{len(rows)} rows, of which {len(rows) - len(kept)} have ads that lie too close")
+    write_rows(choices, "pairs", kept, about)
+
+
+def main() -> None:
+    options, choices, feedback = read_options(), read_choices(), os.environ.get("FEEDBACK")
+    read_rules()
+    os.chdir(ROOT)
+    if not feedback:
+        return from_samples(choices, options)
+    if len(sys.argv) > 1:
+        fail(f"with FEEDBACK, no ads are written or judged: leave out {' '.join(sys.argv[1:])}")
+    from_feedback(choices, Path(feedback))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ if ! .venv/bin/python -c "" 2> /dev/null; then
     echo "error: Python 3.11 or newer is needed; install it, or name an environment: BIN=<folder>" >&2
     exit 1
   fi
+  if [ -L .venv ]; then
+    echo "error: .venv is a link, and what it leads to may be somebody else's: remove the link" >&2
+    exit 1
+  fi
   "$python" -m venv --clear .venv
 fi
 echo "Setting up .venv with $(.venv/bin/python --version): about $([ -n "${VLLM:-}" ] && echo 12 || echo 8) GB, some minutes"

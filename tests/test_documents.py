@@ -23,7 +23,7 @@ PROGRAMS = "\n".join(
 FOLDERS = ["configs", "data", "dataset_info", "docs", "examples", "llamaboard_config", "results", "scripts"]
 FOLDERS += ["benchmarks", "tests"]
 # Written by runs, or named as an example.
-MADE = ("saves/", "exports/", "results/llama3_8b", "results/mine", "data/adgen_", "data/raw", ".venv")
+MADE = ("saves/", "exports/", "results/llama3_8b", "results/mine", "data/adgen_", "data/feedback", "data/raw", ".venv")
 # Variables of LLaMA-Factory, torch and the hubs' libraries that our programs do not read themselves.
 THEIRS = {"MAX_CONCURRENT", "HF_ENDPOINT", "MAX_RESTARTS", "OPENAI_BASE_URL", "API_MODEL_NAME", "FUZZ"}
 LENGTH = 150
@@ -104,6 +104,9 @@ def words_of(command: str) -> list[str]:
     return [part for word in words for part in shlex.split(word.removeprefix("ARGS="))]
 
 
+KEYS = {*known_keys("train"), *known_keys("api")}
+
+
 def test_flags_and_keys_exist(page):
     flags = set(re.findall(r'"(--[a-z-]+)"', PROGRAMS))
     lines = [line for block in blocks(page) for line in block.split("\n")] + re.findall(r"`(make [^`]*)`", read(page))
@@ -113,7 +116,7 @@ def test_flags_and_keys_exist(page):
             assert {word.split("=")[0] for word in words if word.startswith("--")} <= flags, line
             keys = {word.split("=")[0] for word in words if re.match("[a-z_]+=", word)}
             if line.startswith("make "):
-                assert keys <= set(known_keys("train")) | set(known_keys("api")), line
+                assert keys <= KEYS, line
 
 
 def test_every_target_recipe_and_model_is_named():

@@ -1,6 +1,7 @@
 """Preference pairs: which ads become one, from which rows; and a training on them goes on from the fine-tuned model."""
 
 import json
+import re
 import shutil
 from functools import partial
 
@@ -9,8 +10,10 @@ import pytest
 from common import copy_demo, one_error
 from lib.attributes import product
 from lib.candidates import badness, likeness
+from lib.choices import read_choices, stages
 from lib.features import learn
-from lib.files import read_json_lines, sha256
+from lib.feedback import make_rows, read_feedback, select
+from lib.files import read_json_lines, sha256, write_json_lines
 from lib.metrics import in_first_half, vocabulary
 
 DRESS = "类型#裙*颜色#白色*材质#雪纺*图案#碎花"
@@ -108,9 +111,10 @@ def test_pairs_of_another_model_run_or_hand(make, demo, tmp_path):
     right = {"model": "tiny", "run": "sample_qlora", "sha256": sha256(path)}
     base = "model_name_or_path=saves/Custom/init"
     for change, words, said in (
-        ({"model": "gemma3_270m"}, "", "pairs of gemma3_270m sample_qlora"),
-        ({"run": "sample_lora"}, "", "pairs of tiny sample_lora"),
-        ({"run": "sft_qlora"}, "", "pairs of tiny sft_qlora"),
+        ({"model": "gemma3_270m"}, "", "ads of gemma3_270m sample_qlora"),
+        ({"run": "sample_lora"}, "", "ads of tiny sample_lora"),
+        ({"run": "sft_qlora"}, "", "ads of tiny sft_qlora"),
+        ({"run": "sample_dpo"}, "", "ads of tiny sample_dpo"),
         ({"sha256": "0"}, "", "not what `make pairs` wrote"),
         # Another base model would stand in the place of the merged one without a word.
         ({}, base, "was trained on saves/Custom/full/pretrain"),
@@ -127,8 +131,83 @@ def test_pairs_of_another_model_run_or_hand(make, demo, tmp_path):
     assert after.rindex("=saves/Custom/merged/sample_qlora") > after.rindex(f"={copy}")
 
 
+DECISION = {
+    "product": DRESS, "decision": "approve", "ad": GOOD, "written": GOOD, "others": [], "reason": "", "model": "tiny",
+    "time": "2026-01-01T00:00:00Z",
+}  # fmt: skip
+
+
+def rejected(ad: str, **fields) -> dict:
+    """The decision of an editor against an ad."""
+    return DECISION | {"decision": "reject", "ad": ad, "written": ad, "reason": "no"} | fields
+
+
+def test_what_an_editor_decided_becomes_pairs_and_verdicts():
+    edited = DECISION | {"written": MISSES, "others": [INVENTS, "", GOOD]}
+    other = DRESS.replace("裙", "上衣")
+    found, verdicts = make_rows([edited, rejected("短。"), rejected("短。", product=other)])
+    rows = [{"instruction": DRESS, "chosen": GOOD, "rejected": bad} for bad in ("短。", MISSES, INVENTS)]
+    assert sorted(found, key=str) == sorted(rows, key=str)
+    answers = {(row["instruction"], row["output"]): row["approved"] for row in verdicts}
+    assert answers == {(DRESS, GOOD): True, (DRESS, MISSES): False, (DRESS, "短。"): False, (other, "短。"): False}
+    assert len(verdicts) == len(answers)
+
+
+def test_what_is_not_learnt_from_an_editor():
+    banned = DECISION | {"ad": f"{GOOD}全网最低价", "written": "一"}
+    foreign = DECISION | {"model": "gemma3_270m lora", "written": "二"}
+    dev = DECISION | {"product": "颜色#红色*类型#裙"}
+    # The last decision about an ad counts, in whatever order its attributes stand.
+    turned = [rejected(GOOD, product="*".join(reversed(DRESS.split("*")))), DECISION]
+    last = DECISION | {"model": "a server"}
+    kept, left = select([banned, foreign, dev, *turned, last], "tiny", ["类型#裙*颜色#红色"])
+    assert kept == [last]
+    assert left == {
+        "approved with forbidden words": 1, "of another model": 1, "of a dev product": 1, "decided again": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"product": "类型#裙"', "line 1: not JSON"),
+        (DECISION | {"score": 1}, "decision 1: its fields are ad, decision, model, others, product, reason, score"),
+        ({key: DECISION[key] for key in DECISION if key != "written"}, "they must be ad, decision, model, others, pro"),
+        (DECISION | {"ad": 1}, '"ad" must be text'),
+        (DECISION | {"ad": " "}, '"ad" must be no empty text'),
+        (DECISION | {"others": GOOD}, '"others" must be a list of texts'),
+        (DECISION | {"decision": "maybe"}, '"decision" must be approve or reject'),
+    ],
+)
+def test_lines_that_are_no_decision(tmp_path, row, said):
+    path = tmp_path / "feedback.jsonl"
+    path.write_text(row if isinstance(row, str) else json.dumps(row), encoding="utf-8")
+    with pytest.raises(SystemExit, match=re.escape(said)) as error:
+        read_feedback(path)
+    assert str(path) in str(error.value)
+
+
+def test_feedback_that_teaches_nothing(make, clone, tmp_path):
+    path = tmp_path / "feedback.jsonl"
+    words = ("pairs", "MODEL=tiny", "DATA=sample", f"FEEDBACK={path}")
+    assert f"{path}: there is no such file" in one_error(make(clone, *words))
+    assert "leave out --rows 9" in one_error(make(clone, *words, "ARGS=--rows 9"))
+    write_json_lines(path, [DECISION, DECISION | {"model": "llama3_8b qlora", "written": "一"}])
+    line = one_error(make(clone, *words))
+    assert f"{path}: 2 decisions; left out: 1 of another model; ads: 1 yes, 0 no. A training needs" in line
+    assert not list(clone.glob("data/tiny_*"))
+
+
+def test_methods_follow_each_other():
+    for method, chain in (("dpo+kto", ["qlora", "dpo", "dpo+kto"]), ("lora+dpo", ["lora", "lora+dpo"])):
+        assert [one.method for one in stages(read_choices({"MODEL": "tiny", "METHOD": method}))] == chain
+    for method in ("dpo2", "dpo+qlora", "dpo+", "+dpo", "qlora+qlora"):
+        with pytest.raises(SystemExit, match=r"METHOD is one of: .*dpo.*kto"):
+            read_choices({"MODEL": "tiny", "METHOD": method})
+
+
 def test_from_pairs_to_scores(make, demo, tmp_path):
-    """Pairs from training rows, a training from the merged model on, an evaluation with all three systems."""
+    """Pairs of its own ads, DPO from the merged model on, an editor's verdicts, KTO from there on, an evaluation."""
     folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
     tiny = ("MODEL=tiny", "DATA=sample")
     result = make(folder, "pairs", *tiny, "ARGS=--rows 24 --samples 2")
@@ -147,9 +226,24 @@ def test_from_pairs_to_scores(make, demo, tmp_path):
     assert (folder / "saves/Custom/merged/sample_qlora/model.safetensors").exists()
     adapter = json.loads((folder / "saves/Custom/lora/sample_dpo/adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "saves/Custom/merged/sample_qlora"
+    # A second round needs pairs of the model that the first one left.
+    line = one_error(make(folder, "train", *tiny, "METHOD=dpo+dpo"))
+    assert "ads of tiny sample_qlora" in line and "goes on from tiny sample_dpo" in line
+    decisions = [rejected(row[name], product=row["instruction"]) for row in rows for name in ("chosen", "rejected")]
+    decisions[::2] = [row | {"decision": "approve"} for row in decisions[::2]]
+    write_json_lines(folder / "data/feedback.jsonl", decisions)
+    result = make(folder, "pairs", *tiny, "FEEDBACK=data/feedback.jsonl")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert len(read_json_lines(folder / "data/tiny_verdicts.jsonl")) == 2 * len(rows)
+    result = make(folder, "train", *tiny, "METHOD=dpo+kto", "ARGS=logging_steps=1")
+    assert result.returncode == 0, result.stderr[-2000:]
+    adapter = json.loads((folder / "saves/Custom/lora/sample_dpo+kto/adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "saves/Custom/merged/sample_dpo"
+    log = read_json_lines(folder / "saves/Custom/lora/sample_dpo+kto/trainer_log.jsonl")
+    assert log and all(entry["loss"] > 0 for entry in log if "loss" in entry)
     base = folder / "saves/Custom/predict/sample_base/generated_predictions.jsonl"
     before = base.stat().st_mtime_ns
-    result = make(folder, "eval", *tiny, "METHOD=dpo", "RESULTS=saves/dpo")
+    result = make(folder, "eval", *tiny, "METHOD=dpo+kto", "RESULTS=saves/kto")
     assert result.returncode == 0, result.stderr[-2000:]
-    scores = json.loads((folder / "saves/dpo/eval_results.json").read_text())
+    scores = json.loads((folder / "saves/kto/eval_results.json").read_text())
     assert {"base", "fine-tuned", "tuned"} <= set(scores["systems"]) and base.stat().st_mtime_ns == before

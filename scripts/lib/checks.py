@@ -20,6 +20,8 @@ from lib.weights import is_whole, local_folder, read_json, weights_fault, weight
 from packaging.version import Version
 
 Check = tuple[str, Callable[[], str | None]]
+# What `make pairs` writes for a model → how.
+MADE = {"pairs": "`make pairs`", "verdicts": "`make pairs FEEDBACK=<file>`"}
 
 
 class Unmade(SystemExit):
@@ -55,32 +57,26 @@ def list_checks(verb: str, recipe: Path | None, settings: dict, every: bool) -> 
     export = recipe.with_name("export.yaml")
     if every and (ROOT / export).exists():
         merged = read_recipe(ROOT / export) | {"model_name_or_path": settings["model_name_or_path"]}
-        yield "export", lambda: check_export(merged, export)
         yield "disk", lambda: check_disk(merged, (ROOT / export).read_text(encoding="utf-8"))
 
 
 def check_packages() -> str:
-    """The packages are those of requirements.lock. Other versions may work, and not every verb needs every package."""
-    pinned: dict[str, set[str]] = {}
-    locks = "".join((ROOT / f"requirements{extra}.lock").read_text(encoding="utf-8") for extra in ("", "-vllm"))
-    for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", locks, re.MULTILINE):
-        pinned.setdefault(name, set()).add(version)
-    installed = installed_versions(pinned)
-    asked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    missing = [name for name in asked if name not in installed]
-    if installed_versions(["kernels"]) and Version(installed.get("transformers", "9")) < Version("5.3"):
+    """The packages are those of requirements.txt. Other versions may work, and not every verb needs every package."""
+    asked = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)", asked, re.MULTILINE))
+    installed = installed_versions([*pinned, "kernels"])
+    if "kernels" in installed and Version(installed.get("transformers", "9")) < Version("5.3"):
         fail(
             "the package kernels lets a model's config.json run code in this transformers (CVE-2026-4372): "
             f"{sys.executable} -m pip uninstall kernels"
         )
-    if needed := [name for name in missing if name in LIBRARIES]:
+    if needed := [name for name in LIBRARIES if name not in installed]:
         fail(f"{', '.join(needed)} not installed in {sys.prefix}: pip install -r requirements.lock there")
     # A wheel of PyTorch's own index is called 2.10.0+cu126.
-    others = [f"{name} {version}" for name, version in installed.items() if version.split("+")[0] not in pinned[name]]
-    others += [f"no {name}" for name in missing]
-    if others:
-        raise Warning(f"tested with other versions than {', '.join(others)}: pip install -r requirements.lock")
-    return f"Python {sys.version.split()[0]}, {len(installed)} packages as in requirements.lock"
+    found = {name: installed.get(name, "is missing").split("+")[0] for name in pinned}
+    if others := [f"{name} {found[name]}" for name in pinned if found[name] != pinned[name]]:
+        raise Warning(f"other packages than those tested ({', '.join(others)}): pip install -r requirements.lock")
+    return f"Python {sys.version.split()[0]}, {len(pinned)} packages as in requirements.txt"
 
 
 def check_rows(settings: dict) -> str:
@@ -89,16 +85,22 @@ def check_rows(settings: dict) -> str:
     local = {name: path for name, path in files.items() if path}
     ours = [ROOT / f"data/adgen_{split}.jsonl" for split in ("train", "val", "dev")]
     prepared = {name for name, path in local.items() if path.resolve() in ours}
+    makers = {
+        ROOT / f"data/{one.name}_{kind}.jsonl": how for one in ROOT.glob("configs/*") for kind, how in MADE.items()
+    }
     for name, path in local.items():
         if not any(file.is_file() and file.stat().st_size for file in files_in(path)):
-            how = "`make pairs`" if path.name.endswith("_pairs.jsonl") else "`make data`, or `make data RAW=<folder>`"
+            how = makers.get(path.resolve(), "`make data`, or `make data RAW=<folder>`")
             problem = f"error: the data set {name} is missing ({path}): run {how}"
             raise Unmade(problem) if name in prepared else SystemExit(problem)
         if name in prepared:
             check_card(path)
-        elif path.resolve() in {ROOT / f"data/{one.name}_pairs.jsonl" for one in ROOT.glob("configs/*")}:
+        elif path.resolve() in makers:
             check_pairs(path, Path(settings["model_name_or_path"]))
-    check_sets(settings, prepared)
+    # The rows of the sample come with the project. A prediction reads its rows before it loads the model.
+    ours = {*makers, *(ROOT / "data/sample").glob("*.jsonl")}
+    foreign = {name for name, path in local.items() if name not in prepared and path.resolve() not in ours}
+    check_sets(settings, foreign if settings.get("do_train") else set())
     return f"{', '.join(files)}: there and unchanged"
 
 
@@ -113,17 +115,16 @@ def check_card(path: Path) -> None:
 
 
 def check_pairs(path: Path, start: Path) -> None:
-    """Ends the program if pairs are not as `make pairs` wrote them, or not of the model that the training starts from.
+    """Ends the program if pairs or verdicts are not as `make pairs` wrote them, or not of the model to go on from.
 
-    `start`: the folder of the merged fine-tuned model. A second round goes on with pairs of the preference-tuned model.
+    `start`: the folder of that model, merged. What an editor said of a model's ads is good for all of its runs.
     """
     card = read_json(path.with_name(f"{path.stem}_card.json"))
     if card.get("sha256") != sha256(path):
         fail(f"{path} is not what `make pairs` wrote (see its card): run it again, or register your own file")
-    of = f"{card.get('model')} {card.get('run')}"
-    model, kind = path.name.removesuffix("_pairs.jsonl"), start.name.partition("_")[0]
-    if of not in (f"{model} {start.name}", f"{model} {kind}_dpo"):
-        fail(f"{path} holds pairs of {of}, and this training goes on from {model} {start.name}: run `make pairs`")
+    of, model = f"{card.get('model')} {card.get('run', start.name)}", path.stem.rpartition("_")[0]
+    if of != f"{model} {start.name}":
+        fail(f"{path} holds ads of {of}, and this training goes on from {model} {start.name}: run `make pairs`")
 
 
 def check_base(model: str, recipe: Path) -> str:
@@ -184,7 +185,7 @@ def check_merged(model: str) -> None:
     if not adapter.is_file():
         fail(f"there is no adapter in {adapter.parent} to go on from: run `make train` with its method first")
     if not made.exists() or adapter.stat().st_mtime > made.stat().st_mtime:
-        raise Unmade(f"error: {model} is not merged yet; a training with METHOD=dpo merges it")
+        raise Unmade(f"error: {model} is not merged yet; a training with METHOD=dpo or kto merges it")
 
 
 def check_output(settings: dict, every: bool) -> str:
@@ -217,12 +218,6 @@ def check_disk(settings: dict, header: str) -> str:
     if free < need:
         fail(f"{said}: make room, or name a folder on another disk: ARGS={key}=<folder>")
     return said
-
-
-def check_export(settings: dict, recipe: Path) -> str:
-    """What an earlier export left can be served."""
-    folder = Path(settings["export_dir"])
-    return check_base(str(folder), recipe) if folder.exists() else f"{folder} is new"
 
 
 def run_checks(todo: Iterator[Check]) -> list[dict[str, str]]:

@@ -20,13 +20,14 @@ STRATEGIES = {
     "fsdp": ["fsdp=[full_shard,auto_wrap]", "fsdp_config=configs/distributed/fsdp.json"],
 }
 YES = ("1", "true")
-# Methods that go on from a fine-tuned model, and learn from pairs of its own ads.
-PREFERENCE = ("dpo",)
+# Methods that go on from a fine-tuned model: dpo learns from pairs of ads, kto from ads with a yes or a no.
+PREFERENCE = ("dpo", "kto")
 
 
 class Choices(NamedTuple):
     """The user's choices; `gpus` are the cards of this machine, `nodes` the machines.
 
+    `method`: several with + between them are trained one after the other, as in dpo+kto.
     `base`: the base model that the user named for a method that goes on from a fine-tuned model; else empty.
     """
 
@@ -42,8 +43,14 @@ class Choices(NamedTuple):
 
     @property
     def training(self) -> str:
-        """The name of the training recipe."""
-        return self.method if self.method in PREFERENCE else f"sft_{self.method}"
+        """The name of the recipe of the last training."""
+        last = self.method.split("+")[-1]
+        return last if last in PREFERENCE else f"sft_{last}"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the last training goes on from a model that was trained before."""
+        return self.training in PREFERENCE
 
     def recipe(self, name: str) -> Path:
         """The path of one of the model's recipes, from the project's root on."""
@@ -66,7 +73,8 @@ def read_choices(environment: Mapping[str, str] = os.environ) -> Choices:
         fail(f'there is no model "{model}"; MODEL is one of: {" ".join(models)}')
     recipes = [path.stem for path in sorted(ROOT.glob(f"configs/{model}/*.yaml"))]
     methods = [name.removeprefix("sft_") for name in recipes if name.startswith("sft_") or name in PREFERENCE]
-    if method not in methods:
+    first, *later = method.split("+")
+    if first not in methods or not set(later) <= set(methods) & set(PREFERENCE):
         fail(f'there is no method "{method}" for {model}; METHOD is one of: {" ".join(methods)}')
     if strategy not in STRATEGIES:
         fail(f'there is no strategy "{strategy}"; STRATEGY is one of: {" ".join(filter(None, STRATEGIES))}')
@@ -103,13 +111,22 @@ def trained(choices: Choices) -> Path:
 
 
 def fine_tuned(choices: Choices) -> Choices:
-    """The choices of the fine-tuning that a preference method goes on from: the name of its base model says which."""
+    """The choices of the tuned model that a preference method goes on from.
+
+    METHOD says which, as in dpo+kto, or else the name of the recipe's base model.
+    """
+    before = choices.method.rpartition("+")[0]
     start = Path(choices.settings(choices.training)["model_name_or_path"]).name
-    return choices._replace(method=start.removeprefix("sft_"))
+    return choices._replace(method=before or start.removeprefix("sft_"))
+
+
+def stages(choices: Choices) -> list[Choices]:
+    """The choices of each training that led to a model, the fine-tuning first."""
+    return [*stages(fine_tuned(choices)), choices] if choices.goes_on else [choices]
 
 
 def merged(choices: Choices) -> Path:
-    """The folder of the fine-tuned model, merged, that a preference method goes on from.
+    """The folder of the tuned model, merged, that a preference method goes on from.
 
     LLaMA-Factory compares a new adapter with the model that it is put on. On an adapter, that would be the base model.
     """
@@ -141,7 +158,7 @@ def hub_overrides(choices: Choices) -> list[str]:
 
 def train_overrides(choices: Choices) -> list[str]:
     """What a training recipe gets: rows, folder and base model."""
-    if choices.method in PREFERENCE:
+    if choices.goes_on:
         start = [f"model_name_or_path={merged(choices)}", *prompt_overrides(fine_tuned(choices))]
         return [*start, f"output_dir={trained(choices)}"]
     rows = [f"dataset={choices.data}_train", f"eval_dataset={choices.data}_val"]
@@ -157,7 +174,7 @@ def prompt_overrides(choices: Choices) -> list[str]:
 def tuned_overrides(choices: Choices) -> list[str]:
     """What a recipe gets that loads the tuned model: its adapter, or all its weights, and its template."""
     adapter, prompt = f"adapter_name_or_path={trained(choices)}", prompt_overrides(choices)
-    if choices.method in PREFERENCE:
+    if choices.goes_on:
         return [f"model_name_or_path={merged(choices)}", adapter, *prompt]
     if choices.settings(choices.training).get("finetuning_type", "lora") == "lora":
         return [adapter, *hub_overrides(choices), *prompt]

@@ -116,15 +116,21 @@ def write_json(path: Path, value) -> None:
         file.write("\n")
 
 
+def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
+    """Writes JSON objects as JSON lines, whole or not at all."""
+    with whole_file(path) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def read_json_lines(path: Path) -> list[dict]:
     """The JSON objects of a UTF-8 JSON lines file without its blank lines; ends the program if the file is not one."""
     try:
         with path.open("rb") as file:
-            lines = read_bounded(file, str(path)).decode("utf-8").split("\n")
-    except FileNotFoundError:
-        fail(f"{path} does not exist")
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"{path} cannot be read as UTF-8 text: {error}")
+            lines = read_bounded(file, str(path)).decode("utf-8-sig").split("\n")
+    except OSError as error:
+        fail(f"{path} cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        fail(f"{path} is not UTF-8 text: {error}")
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

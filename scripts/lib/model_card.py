@@ -8,7 +8,7 @@ from typing import NamedTuple
 import yaml
 from huggingface_hub import ModelCardData
 from lib.adapters import names
-from lib.choices import PREFERENCE, Choices, fine_tuned, predictions, trained
+from lib.choices import Choices, predictions, stages, trained
 from lib.files import ROOT, sha256
 from lib.metrics import MAIN, OVERLAP, SCORES
 from lib.run_folder import read_notes
@@ -93,7 +93,7 @@ def model_card(choices: Choices, settings: dict) -> str:
     `settings`: the export recipe's, with the overrides.
     """
     run = Path(settings.get("adapter_name_or_path") or settings["model_name_or_path"])
-    runs = [trained(fine_tuned(choices)), run] if choices.method in PREFERENCE else [run]
+    runs = [*map(trained, stages(choices)[:-1]), run]
     base = find_base(choices, runs[0])
     licence = find_licence(choices, base)
     hub = read_json(ROOT / "dataset_info/dataset_info.json").get("adgen_hub_train", {}).get("hf_hub_url")

@@ -16,6 +16,7 @@ PUBLISHED = ROOT / "results/published.json"
 # The systems of `make eval` in words. Another name is shown as it is.
 IN_WORDS = {"base": "before fine-tuning", "tuned": "after fine-tuning", **BASELINES}
 DIFFERENCE = "tuned - base"
+ELSEWHERE = "What others published on the same rows: results/published.md."
 
 
 # --- tables of any kind ---
@@ -82,11 +83,6 @@ def score_tables(results: dict, name_cell: Callable[[str], str], mark: Callable[
     return tables
 
 
-def has_law(results: dict) -> bool:
-    """Whether the scores tell of words that the law forbids. Older results do not."""
-    return any("forbidden" in row for row in results["systems"].values())
-
-
 def warnings_of(results: dict) -> list[tuple[str, str]]:
     """(model, warning) for every sign of ill health."""
     return [(name, warning) for name, warnings in results["health"].items() for warning in warnings]
@@ -124,8 +120,9 @@ def results_text(results: dict) -> str:
     )
     text = "".join(align(lines) + "\n" for lines in tables)
     text += "± half the width of the 95% interval" + ("; * best healthy model" if best else "") + ".\n"
-    text += f"{NO_ADVICE}\n" * has_law(results)
-    return text + "".join(f"! {name}: {warning}.\n" for name, warning in warnings_of(results)) + verdict(results)
+    text += f"{NO_ADVICE}\n"
+    text += "".join(f"! {name}: {warning}.\n" for name, warning in warnings_of(results)) + verdict(results)
+    return text + f"{ELSEWHERE}\n" * results["adgen_dev"]
 
 
 def results_markdown(results: dict) -> str:
@@ -149,11 +146,11 @@ def results_markdown(results: dict) -> str:
     decoding = (f"`{key}: {json.dumps(value)}`" for key, value in (results["decoding"] or {}).items())
     text += f"- Rows scored: {rows_of('split')}.\n- Training rows: {rows_of('train')}.\n"
     text += f"- Decoding: {', '.join(decoding) or '?'}.\n- ± is half the width of the 95% interval.\n"
-    text += f"- {NO_ADVICE}\n" * has_law(results)
+    text += f"- {NO_ADVICE}\n"
     versions = (f"{name} {version}" for name, version in results["versions"].items())
     text += f"- Versions: {', '.join(versions)}.\n"
     text += f"\nThis command wrote the table:\n\n```sh\n{results['command']}\n```\n"
-    return text + (f"\nPublished results on the same rows:\n\n{published_table()}" if results["adgen_dev"] else "")
+    return text + f"\n{ELSEWHERE}\n" * results["adgen_dev"]
 
 
 # --- published results ---
@@ -180,15 +177,6 @@ def published_cells(result: dict) -> list[str]:
         if kind in result:
             values[place] = f"{result[kind]:.2f} ({name})"
     return list(values.values())
-
-
-def published_text() -> str:
-    """The published results that a run's scores may be compared with, for a terminal."""
-    lines = [["published elsewhere", *(SCORES[score].label for score in OVERLAP)]]
-    for result in read_published()["results"]:
-        if result["procedure"] in ("A", None):
-            lines.append([result["system"] + " †" * (result["procedure"] is None), *published_cells(result)])
-    return align(lines) + "† the rows or the procedure were never published. Sources: results/published.md.\n"
 
 
 def published_table() -> str:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from lib import chat_client
-from lib.choices import PREFERENCE, YES, Choices, fine_tuned, read_choices, served_overrides
+from lib.choices import YES, Choices, read_choices, served_overrides, stages
 from lib.files import ROOT, fail, printable, whole_file, write_json
 from lib.gpu import DEMO, ask_cards
 from lib.journal import Done, Key, Stopped, numbered
@@ -184,7 +184,7 @@ def predict(recipe: Path, overrides: list[str], _environment: dict[str, str]) ->
     if not settings.get("adapter_name_or_path"):
         words.append("adapter_name_or_path=null")
         # A preference method would take the base model for that below the fine-tuned one.
-        variables = {"METHOD": fine_tuned(choices).method} if choices.method in PREFERENCE else {}
+        variables = {"METHOD": stages(choices)[0].method}
     products, ads = numbered(rows.contents[: settings.get("max_samples")]), {}
     # What was cut off stays as it was written, as LLaMA-Factory leaves it.
     write = partial(write_ads, words, read=lambda choice: choice["message"]["content"] or "", **variables)
