@@ -51,7 +51,7 @@ def in_batches(table: Path, words: list[str], options: argparse.Namespace, gpus:
     # `measuring.watch` shows a command one card only.
     cards = [f"CUDA_VISIBLE_DEVICES={','.join(cards_of(gpus))}"] if gpus > 1 else []
     own = [sys.executable, "benchmarks/bulk.py", "--table", str(table), "--n", str(options.n), *words]
-    watched = measuring.watch(["env", f"PYTHONPATH={ROOT / 'scripts'}", *cards, *own], log)
+    watched = measuring.watch(["env", *cards, *own], log)
     if watched["status"]:
         fail(measuring.last_error(log, watched["status"]))
     ads = sum(len(row["ads"]) for row in read_json_lines(output) if "ads" in row)

@@ -98,6 +98,18 @@ def test_a_catalogue(make, project, card, tmp_path):
     assert {(noted["model"], noted["n"], noted["temperature"]) for noted in card()} == {("tiny", 3, 0.7)}
 
 
+def test_the_benchmark_keeps_what_another_way_took(make, project, card, tmp_path):
+    words = f"ARGS=--products 3 --n 2 --tokens 8 --out {tmp_path}"
+    for variables in (["EXPORTED=1"], []):
+        result = make(project, "bench", "BENCH=bulk", *ENGINE, *variables, words)
+        assert result.returncode == 0, result.stderr[-2000:]
+    runs = json.loads((tmp_path / "bulk-49152.json").read_text())["runs"]
+    assert [(run["way"], run["ads"]) for run in runs] == [
+        ("make api BACKEND=vllm EXPORTED=1", 6),
+        ("make api BACKEND=vllm", 6),
+    ]
+
+
 def test_the_dev_rows(make, project, card, tmp_path):
     """Greedy ads in LLaMA-Factory's form, by the base model and the tuned one; the report says who wrote them."""
     result = make(project, "eval", *ENGINE, f"RESULTS={tmp_path}/scores", "ARGS=max_samples=6")
