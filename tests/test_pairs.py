@@ -229,18 +229,21 @@ def test_from_pairs_to_scores(make, demo, tmp_path):
     # A second round needs pairs of the model that the first one left.
     line = one_error(make(folder, "train", *tiny, "METHOD=dpo+dpo"))
     assert "ads of tiny sample_qlora" in line and "goes on from tiny sample_dpo" in line
-    decisions = [rejected(row[name], product=row["instruction"]) for row in rows for name in ("chosen", "rejected")]
-    decisions[::2] = [row | {"decision": "approve"} for row in decisions[::2]]
-    write_json_lines(folder / "data/feedback.jsonl", decisions)
-    result = make(folder, "pairs", *tiny, "FEEDBACK=data/feedback.jsonl")
+    # A simulated editor judges the ads of that model, which KTO then goes on from.
+    words = "ARGS=--word 好看 --rows 40 --n 2 logging_steps=1"
+    result = make(folder, "bench", *tiny, "BENCH=editor", "METHOD=dpo", "RESULTS=saves/editor", words)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert len(read_json_lines(folder / "data/tiny_verdicts.jsonl")) == 2 * len(rows)
-    result = make(folder, "train", *tiny, "METHOD=dpo+kto", "ARGS=logging_steps=1")
-    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads((folder / "saves/editor/editor.json").read_text(encoding="utf-8"))
+    verdicts = read_json_lines(folder / "data/tiny_verdicts.jsonl")
+    assert found["decisions"] >= len(verdicts) > 40
+    assert all(row["approved"] == ("好看" not in row["output"]) for row in verdicts)
+    for scores in found["scores"].values():
+        assert list(scores) == ["dpo", "dpo+kto", "dpo+kto - dpo"]
+        assert scores["dpo"]["ci95"][0] <= scores["dpo"]["value"] <= scores["dpo"]["ci95"][1]
     adapter = json.loads((folder / "saves/Custom/lora/sample_dpo+kto/adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "saves/Custom/merged/sample_dpo"
     log = read_json_lines(folder / "saves/Custom/lora/sample_dpo+kto/trainer_log.jsonl")
-    assert log and all(entry["loss"] > 0 for entry in log if "loss" in entry)
+    assert sum("loss" in entry for entry in log) >= len(verdicts) // 8
     base = folder / "saves/Custom/predict/sample_base/generated_predictions.jsonl"
     before = base.stat().st_mtime_ns
     result = make(folder, "eval", *tiny, "METHOD=dpo+kto", "RESULTS=saves/kto")
