@@ -79,9 +79,9 @@ def test_likeness_decides_between_equally_good_ads():
         assert pairs.make_pair(DRESS, reference, [other, GOOD, "短。"], JUDGE, 0.15)["chosen"] == reference
 
 
-def test_a_preference_training_needs_its_pairs(make, clone):
-    line = one_error(make(clone, "train", "MODEL=tiny", "METHOD=dpo"))
-    assert "tiny_pairs" in line and "`make pairs`" in line
+@pytest.mark.parametrize(("method", "how"), [("dpo", "`make pairs`"), ("kto", "`make pairs FEEDBACK=<file>`")])
+def test_a_preference_training_needs_its_rows(make, clone, method, how):
+    assert one_error(make(clone, "train", "MODEL=tiny", f"METHOD={method}")).endswith(f"run {how}")
 
 
 @pytest.mark.parametrize("words", ["eval_dataset=sample_dev", "max_samples=5", "output_dir=saves/else", "seed=3"])
@@ -185,6 +185,12 @@ def test_lines_that_are_no_decision(tmp_path, row, said):
     with pytest.raises(SystemExit, match=re.escape(said)) as error:
         read_feedback(path)
     assert str(path) in str(error.value)
+
+
+def test_white_space_around_an_ad_is_no_edit(tmp_path):
+    write_json_lines(tmp_path / "rows.jsonl", [DECISION | {"written": f"{GOOD}\n", "others": [f" {GOOD}", "\ud800"]}])
+    [row] = read_feedback(tmp_path / "rows.jsonl")
+    assert row == DECISION | {"others": [GOOD, "?"]}
 
 
 def test_feedback_that_teaches_nothing(make, clone, tmp_path):
