@@ -97,7 +97,9 @@ def main() -> None:
     catalogue, table, feedback = (folder / f"{name}.jsonl" for name in ("products", "ads", "feedback"))
     products = list({product(content): content for content in train.contents}.values())[: options.rows]
     write_json_lines(catalogue, [{"product": content} for content in products])
-    call("scripts/generate.py", catalogue, table, "--n", str(options.n), LABEL="", SERVER="")
+    # A base model that the user named lies below all of them.
+    base = [word for word in options.words if word.startswith("model_name_or_path=")]
+    call("scripts/generate.py", catalogue, table, *base, "--n", str(options.n), LABEL="", SERVER="")
     decisions = [one for row in read_json_lines(table) for one in decide(choices, row, options.word)]
     write_json_lines(feedback, decisions)
     call("scripts/pairs.py", FEEDBACK=str(feedback))
@@ -106,7 +108,8 @@ def main() -> None:
         if method != choices.method:
             call("scripts/launch.py", "train", *options.words, METHOD=method, FRESH="1")
         out = saves(choices) / "predict" / f"editor_{method}"
-        call("scripts/launch.py", "predict", f"eval_dataset={choices.data}_dev", f"output_dir={out}", METHOD=method)
+        words = [f"eval_dataset={choices.data}_dev", f"output_dir={out}", *base]
+        call("scripts/launch.py", "predict", *words, METHOD=method)
         systems[method] = read_predictions(out / "generated_predictions.jsonl", dev, dev_path).texts
     scores = score(options.word, dev.contents, systems, vocabulary(dev.contents + train.contents))
     lines = [["", *next(iter(scores.values()))]]
