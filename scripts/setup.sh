@@ -26,7 +26,7 @@ if ! .venv/bin/python -c "" 2> /dev/null; then
   fi
   "$python" -m venv --clear .venv
 fi
-echo "Setting up .venv with $(.venv/bin/python --version): about ${VLLM:+1}8 GB, some minutes"
+echo "Setting up .venv with $(.venv/bin/python --version): about $([ -n "${VLLM:-}" ] && echo 12 || echo 8) GB, some minutes"
 # The lock holds all of it. Older pips ask in vain for hashes of extras, such as pydantic[email].
 .venv/bin/pip install --quiet --no-deps --require-hashes -r "$lock"
 cp "$lock" .venv/.ready

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,6 +40,25 @@ def put(folder, name, line):
     """Puts a program of one line into a folder."""
     (folder / name).write_text(f"#!/bin/sh\n{line}\n")
     (folder / name).chmod(0o755)
+
+
+def test_setup_adds_to_the_environment_that_is_there(copy_project, tmp_path):
+    """Whatever the times of files: a checkout makes the lock newer than an environment that others use, too."""
+    folder = copy_project()
+    (folder / ".venv/bin").mkdir(parents=True)
+    put(folder / ".venv/bin", "python", "echo Python 3.11")
+    put(folder / ".venv/bin", "pip", f'echo "$@" >> {tmp_path}/asked')
+
+    def asked(**variables):
+        (tmp_path / "asked").write_text("")
+        for lock in folder.glob("*.lock"):
+            lock.touch()
+        command = ["scripts/setup.sh", ".venv/bin"]
+        subprocess.run(command, cwd=folder, env=os.environ | variables, check=True, stdout=subprocess.DEVNULL)
+        return (tmp_path / "asked").read_text().split()[-1:]
+
+    assert asked() == ["requirements.lock"] and asked() == []
+    assert asked(VLLM="1") == ["requirements-vllm.lock"] and asked(VLLM="1") == asked() == []
 
 
 def test_it_is_said_what_is_missing(make, clone, tmp_path, monkeypatch):
