@@ -7,6 +7,9 @@ value that the product does not have. It marks words amber that the law or WORDS
 legal advice. scripts/generate.py ranks ads in the same way, and writes the ads of a table. LABEL=1 in the environment
 copies an ad with the mark 本广告由AI技术生成 at its end.
 
+Editors work through the ads of a table, also of one that was written earlier: they choose a candidate, edit, approve or
+reject. What they decide is kept in data/reviews, and in data/feedback.jsonl for a model to learn from.
+
 MODEL, METHOD, DATA and EXPORTED in the environment choose the model, as for `make`. Without --server or SERVER, a
 server with that model is started, which ends with the page. It is stopped while the ads of a table are written, because
 a card may have no room for the model twice.
