@@ -32,7 +32,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
-from lib import review_page, reviews
+from lib import review_page
 from lib.attributes import parse_attributes, tidy
 from lib.candidates import judge
 from lib.chat_client import client_options, find_model, request_of
@@ -132,9 +132,9 @@ async def write_table(
             if own:
                 own.start()
         text = re.sub(".*\r", "", printed.decode("utf-8", "replace")).replace(f"{folder}/", "").strip()
+        yield gr.Textbox(text, visible=True), gr.File(str(output), visible=True) if output.exists() else None
         if output.exists():
-            reviews.keep(output)
-        yield text, gr.File(str(output), visible=True) if output.exists() else None
+            await asyncio.to_thread(review_page.keep, output)
 
 
 def build(server: str, request: dict, overrides: list[str], own: OwnServer | None):

@@ -219,7 +219,10 @@ def test_editors_get_different_rows(review):
     assert one["row"] == 1
     two = review_page.approve(two, "open", "色0的裙子。")[0]
     assert two["row"] == 3
-    assert review_page.begin(name, None)[0]["row"] == 1
+    # What somebody has only passed by is nobody's.
+    two = review_page.move(1, two, "open")[0]
+    assert two["row"] == 4 and review_page.approve(one, "open", "色1的裙子。")[0]["row"] == 3
+    assert review_page.begin(name, None)[0]["row"] == 3
 
 
 # --- what comes out ---
