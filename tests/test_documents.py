@@ -23,7 +23,7 @@ PROGRAMS = "\n".join(
 FOLDERS = ["configs", "data", "dataset_info", "docs", "examples", "llamaboard_config", "results", "scripts"]
 FOLDERS += ["benchmarks", "tests"]
 # Written by runs, or named as an example.
-MADE = ("saves/", "exports/", "results/llama3_8b", "results/mine", "data/adgen_", "data/raw", ".venv")
+MADE = ("saves/", "exports/", "results/llama3_8b", "results/mine", "data/adgen_", "data/feedback", "data/raw", ".venv")
 # Variables of LLaMA-Factory, torch and the hubs' libraries that our programs do not read themselves.
 THEIRS = {"MAX_CONCURRENT", "HF_ENDPOINT", "MAX_RESTARTS", "OPENAI_BASE_URL", "API_MODEL_NAME", "FUZZ"}
 LENGTH = 150

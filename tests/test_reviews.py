@@ -196,17 +196,8 @@ def test_what_is_no_decision_is_refused(review):
     for decision, ad in (("delete", "裙。"), ("approve", " \n"), ("approve", "长" * 5001)):
         with pytest.raises(ValueError):
             reviews.decide(review, 0, 0, State(ad, decision))
-    for line in (
-        "[]",
-        "{}",
-        '{"row": 2, "ad": "x"}',
-        '{"row": 0, "ad": "x", "chosen": 9}',
-        '{"row": 0, "x": 1}',
-        "nul",
-    ):
-        reviews.FOLDER.mkdir(exist_ok=True)
-        with reviews.decisions_of(review.path).open("a") as file:
-            file.write(line + "\n")
+    wrong = ["[]", "{}", "nul", '{"row": 0, "x": 1}', '{"row": 2, "ad": "x"}', '{"row": 0, "ad": "x", "chosen": 9}']
+    reviews.decisions_of(review.path).write_text("\n".join(wrong), encoding="utf-8")
     assert all(state.version == 0 for state in reviews.read_states(review).values())
 
 
