@@ -75,12 +75,11 @@ async def stream(client, body: dict, ads: list[str], number: int) -> None:
 
 async def write(server: str, request: dict, values: dict, content: str, count: int) -> AsyncIterator[str]:
     """Yields the HTML of `count` ads while the server writes them; at the end without repeated ads, the best first."""
-    import gradio as gr
     import httpx
 
     product, ads = tidy(content or ""), [""] * count
     if not parse_attributes(product) or len(product) > LONGEST:
-        raise gr.Error(f"请填写属性，形如 类型#裙*颜色#白色，不超过 {LONGEST} 字", print_exception=False)
+        raise review_page.complaint(f"请填写属性，形如 类型#裙*颜色#白色，不超过 {LONGEST} 字")
     body = request | {"messages": [*request["messages"], {"role": "user", "content": product}]}
     async with httpx.AsyncClient(**client_options(server), timeout=600) as client:
         tasks = [asyncio.create_task(stream(client, body, ads, number)) for number in range(count)]
@@ -90,9 +89,9 @@ async def write(server: str, request: dict, values: dict, content: str, count: i
             await asyncio.gather(*tasks)
         except httpx.ConnectError:
             said = "现在连不上模型：可能正在写一张商品表，或正在重新载入，请稍后再试"
-            raise gr.Error(said, print_exception=False) from None
+            raise review_page.complaint(said) from None
         except (httpx.HTTPError, ValueError, LookupError) as error:
-            raise gr.Error(f"服务器没有写完：{error or type(error).__name__}", print_exception=False) from None
+            raise review_page.complaint(f"服务器没有写完：{error or type(error).__name__}") from None
         finally:
             for task in tasks:
                 task.cancel()
@@ -110,7 +109,7 @@ async def write_table(
     import gradio as gr
 
     if not path:
-        raise gr.Error("请先选择商品表", print_exception=False)
+        raise review_page.complaint("请先选择商品表")
     if own:
         await asyncio.to_thread(own.stop)
     printed, pipes = b"", {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}

@@ -30,7 +30,7 @@ def complaint(words: str):
     """The error with which the page says what is wrong."""
     import gradio as gr
 
-    return gr.Error(html.escape(words), print_exception=False)
+    return gr.Error(html.escape(words), title="出错了", print_exception=False)
 
 
 # --- lists ---
@@ -160,7 +160,7 @@ def choose(name: str | None, seen: Seen | None) -> list:
         shown = begin(name, seen)
     except gr.Error as error:
         # The other lists can still be chosen.
-        gr.Warning(error.message)
+        gr.Warning(error.message, title="出错了")
         shown = begin(None, seen)
     return [gr.Accordion(open=not name), gr.Dropdown(found, value=name), *shown]
 
@@ -195,7 +195,7 @@ def decide(seen: Seen, text: str, decision: str, reason: str = "", chosen: int |
         new = State(text, decision, chosen, reason.strip(), seen["editor"])
         return reviews.decide(review, row, seen["version"], new)
     except Stale:
-        gr.Warning("这条刚被另一位编辑处理过，您的操作没有保存。请看最新的状态。")
+        gr.Warning("这条刚被另一位编辑处理过，您的操作没有保存。请看最新的状态。", title="注意")
     except OSError as error:
         raise complaint(f"没有存上：{error.strerror}。请稍后再试") from None
 
@@ -260,5 +260,5 @@ def export(seen: Seen | None) -> Iterator:
                 reviews.write_approved(review, path, values)
                 paths.append(str(path))
             except SystemExit:
-                gr.Warning("表太大，或者有过长的格子，Excel 放不下，所以只有 CSV。")
+                gr.Warning("表太大，或者有过长的格子，Excel 放不下，所以只有 CSV。", title="注意")
         yield gr.File(paths, visible=True)
