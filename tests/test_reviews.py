@@ -279,6 +279,10 @@ def test_feedback(review, tmp_path):
     lines = path.read_text(encoding="utf-8").split("\n")
     assert (lines[0], lines[2], lines[4:]) == ('{"foreign": 1}', "no JSON", [""])
     assert [json.loads(lines[place])["product"] for place in (1, 3)] == ["类型#裙*颜色#色0", "类型#裙*颜色#色9"]
+    # Lost feedback comes back when the list is opened.
+    path.unlink()
+    review_page.open_list(review.path.name)
+    assert [row["product"] for row in feedback()] == ["类型#裙*颜色#色0"]
 
 
 def test_cells_that_a_csv_guards_are_read_as_they_were(tmp_path):

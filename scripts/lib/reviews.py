@@ -213,12 +213,16 @@ def write_feedback(review: Review, decisions: Decisions) -> None:
     own = {(review.items[row].product, state.time) for row, state in decisions}
     times = {time for _, time in own}
     # To parse each line of a long file would take seconds.
-    lines = [line for line in before if line.strip() and not (times & set(TIME.findall(line)) and mark_of(line) in own)]
-    for row, state in latest(review, decisions).items():
-        if state.decision != "open":
-            lines.append(printable(json.dumps(lesson(review.items[row], state), ensure_ascii=False)))
-    with whole_file(path) as file:
-        file.write("".join(f"{line}\n" for line in lines))
+    replaced = {line for line in before if times & set(TIME.findall(line)) and mark_of(line) in own}
+    decided = [(row, state) for row, state in latest(review, decisions).items() if state.decision != "open"]
+    # The last decision stands last: of two on equal ads, `make pairs` takes that one.
+    decided.sort(key=lambda entry: entry[1].time)
+    lines = [json.dumps(lesson(review.items[row], state), ensure_ascii=False) for row, state in decided]
+    lines = list(map(printable, lines))
+    if replaced != set(lines):
+        with whole_file(path) as file:
+            kept = [line for line in before if line.strip() and line not in replaced]
+            file.write("".join(f"{line}\n" for line in kept + lines))
 
 
 def mark_of(line: str) -> tuple[str, str] | None:
