@@ -1,5 +1,4 @@
 # The verbs of this project. `make` lists them; scripts/launch.py turns the variables below into recipe and overrides.
-
 # A folder under configs/, and the method in one of its recipes: sft_<method>.yaml, dpo.yaml or kto.yaml.
 export MODEL  ?= llama3_8b
 export METHOD ?= qlora
@@ -10,29 +9,30 @@ export RAW    ?=
 export GPUS     ?= 1
 export NNODES   ?= 1
 export STRATEGY ?=
-# FRESH=1 trains anew, RESUME=1 goes on although the recipe or the base differs, EXPORTED=1 serves the export.
+# FRESH=1 trains anew, RESUME=1 goes on although the recipe or the base differs, EXPORTED=1 serves the export,
+# BACKEND=vllm writes and serves with vLLM (once: make setup VLLM=1).
 export FRESH    ?=
 export RESUME   ?=
 export EXPORTED ?=
-# The folder for scores and pictures.
+export BACKEND  ?=
+# The folder for scores and pictures. ARGS="num_train_epochs=2 --flag": overrides of the recipe, and flags of the program.
 export RESULTS  ?= results/$(MODEL)
-# Overrides of the recipe, such as ARGS="num_train_epochs=2 learning_rate=1e-4", and flags of the program.
 ARGS ?=
 
-# `make generate`: the catalogue, the table of ads, candidates for each product. SERVER: the URL of a running server.
+# `make generate`: the catalogue, the ads, candidates for each product. SERVER: the URL of a running server.
+# WORDS: your own forbidden words. LABEL=1 marks each ad as written by AI. FEEDBACK: an editor's decisions, for pairs.
 INPUT  ?= examples/products.csv
 OUTPUT ?= ads.csv
 N      ?= 4
-export SERVER ?=
-# WORDS: your own forbidden words. LABEL=1 marks each ad as written by AI. FEEDBACK: an editor's decisions, for pairs.
+export SERVER   ?=
 export WORDS    ?=
 export LABEL    ?=
 export FEEDBACK ?=
 
-# The environment: .venv, made from requirements.lock, or the bin folder of your own (conda, container).
-BIN ?= .venv/bin
-PY  := $(BIN)/python
-# What `make bench` measures: training, serving, bulk, sizes, features or editor.
+# The environment: .venv, made from requirements.lock (VLLM=1: with vLLM), or the bin folder of your own (conda, container).
+export VLLM ?=
+BIN   ?= .venv/bin
+PY    := $(BIN)/python
 BENCH ?= training
 
 SHELL := bash
@@ -44,7 +44,7 @@ MAKEFLAGS += --no-print-directory
 help: ## list the verbs
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 14
 
-setup: ## make the environment .venv from requirements.lock (BIN=<folder>: your own)
+setup: ## make the environment .venv from requirements.lock (VLLM=1: with vLLM; BIN=<folder>: your own)
 	@scripts/setup.sh $(BIN)
 
 doctor base train eval export chat webchat api webui: setup
@@ -56,7 +56,7 @@ eval: ## write ads for the dev rows before and after fine-tuning, and score both
 export: ## merge the adapter into the base model: safetensors and an Ollama Modelfile
 chat: ## write ads in the terminal (EXPORTED=1: with the exported model; also webchat, api, desk, generate)
 webchat: ## write ads on LLaMA-Factory's page: http://127.0.0.1:7860
-api: ## serve ads over an OpenAI-style API: http://127.0.0.1:8000/docs
+api: ## serve ads over an OpenAI-style API: http://127.0.0.1:8000 (BACKEND=vllm)
 webui: ## LlamaBoard, LLaMA-Factory's own page: http://127.0.0.1:7860
 
 demo: setup ## the whole path on a CPU, with the embedded sample: train, evaluate, export, write three ads

@@ -2,15 +2,18 @@
 
   make bench BENCH=bulk ARGS="per_device_eval_batch_size=107"
   make bench BENCH=bulk GPUS=4 ARGS="--products 4280"
+  make bench BENCH=bulk BACKEND=vllm           (EXPORTED=1: as with the merged model)
 
-The time of `make generate` is from the start of the program to the file of ads; that of `make api` begins when it
-answers. key=value are overrides of the recipe. If the batch size is not among them, it grows with the free memory.
+The time of `make generate` is from the start of the program to the file of ads; that of a server begins when it
+answers. With BACKEND=vllm only vLLM is measured, with as many requests at a time as it takes. key=value are overrides
+of the recipe. If the batch size is not among them, it grows with the free memory.
 
 The products are AdGen's dev rows if `make data` has prepared them, else the sample's, and begin again where there are
 too few. A model that is fetched from a hub is measured on random weights of its shape. They never end an ad before it
 has the most tokens.
 
-The results go to results/bench/bulk-<gpu>.json and .md, named after the GPU of this machine.
+The results go to results/bench/bulk-<gpu>.json and .md, named after the GPU of this machine. What other ways took there
+on the same model stays in them.
 """
 
 import argparse
@@ -19,25 +22,23 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 import time
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
 import measuring
-import training
-from lib import batches
+from lib import batches, vllm
 from lib.batches import cards_of
-from lib.chat_client import find_model, request_of, write_ads
+from lib.chat_client import find_model, in_flight, request_of, write_ads
 from lib.choices import read_choices
 from lib.files import ROOT, fail, read_json_lines
 from lib.journal import numbered, open_journal, write_missing
 from lib.recipes import read_recipe
-from lib.servers import OwnServer, wait_until_up
 from lib.supervision import DEFAULTS, WRITING
 from lib.tables import align, markdown
 from measuring import SCRATCH, cell, shown
+from own_server import engine, prepare, started
 
 
 def in_batches(table: Path, words: list[str], options: argparse.Namespace, gpus: int) -> dict:
@@ -65,21 +66,17 @@ def write_table(table: Path, words: list[str], count: int) -> None:
     write_missing(partial(batches.write_ads, words, batches.work_folder("bulk")), journal, ads, keys, count)
 
 
-def by_server(products: list[str], words: list[str], count: int, recipe: dict) -> dict:
-    """What the server of `make api` takes for `count` ads of each product, asked for one after another."""
-    ads, todo = [], dict.fromkeys(numbered(products), count)
-    with tempfile.TemporaryFile() as log:
-        server = OwnServer(words, log)
-        try:
-            wait_until_up(server.process, server.url, log)
-            body, start = request_of(recipe, find_model(server.url)), time.perf_counter()
-            refused = asyncio.run(write_ads(server.url, body, 1, todo, lambda _, new: ads.extend(new), lambda _: None))
-            seconds = time.perf_counter() - start
-        finally:
-            server.stop()
+def by_server(products: list[str], words: list[str], count: int, recipe: dict, many: int | None) -> dict:
+    """What a server of `make api` takes for `count` ads of a product. many: requests at a time; None: all it takes."""
+    ads, todo, choices = [], dict.fromkeys(numbered(products), count), read_choices()
+    with measuring.peak_memory() as readings, started(words) as (url, up):
+        body, many, start = request_of(recipe, find_model(url)), many or in_flight(url), time.perf_counter()
+        refused = asyncio.run(write_ads(url, body, many, todo, lambda _, new: ads.extend(new), lambda _: None))
+        seconds = time.perf_counter() - start
     if refused:
         fail(f"the server refused: {next(iter(refused.values()))}")
-    return {"way": "make api", "cards": 1, "ads": len(ads), "seconds": seconds, "peak_gib": None}
+    found = {"way": engine(choices), "cards": choices.gpus if vllm.is_wanted() else 1, "ads": len(ads)}
+    return found | {"seconds": seconds, "peak_gib": max(readings, default=None), "up_s": up}
 
 
 def main() -> None:
@@ -94,28 +91,29 @@ def main() -> None:
     options, choices = parser.parse_intermixed_args(), read_choices()
     if options.table:
         return write_table(options.table, options.words, options.n)
-    model, named = ROOT / "configs" / choices.model, ROOT / choices.settings("chat")["model_name_or_path"]
-    base = named if named.is_dir() else SCRATCH / training.stand_in(model)[0]
-    adapter, dev = SCRATCH / f"{model.name}_{base.name}_adapter", ROOT / "data/adgen_dev.jsonl"
-    training.prepare(model, base, adapter, "adgen" if dev.exists() else "sample")
+    (base, words), dev = prepare(choices), ROOT / "data/adgen_dev.jsonl"
     rows = read_json_lines(dev if dev.exists() else ROOT / "data/sample/dev.jsonl")
     products = list(islice(cycle(row.get("instruction") or row["content"] for row in rows), options.products))
-    words = [f"model_name_or_path={shown(base)}", f"adapter_name_or_path={shown(adapter)}"]
-    words.append(f"max_new_tokens={options.tokens}")
-    recipe = read_recipe(model / "chat.yaml", words)
-    runs = [by_server(products[: options.asked], words, options.n, recipe)]
-    table = SCRATCH / "bulk.jsonl"
-    table.write_text("".join(json.dumps({"attributes": product}) + "\n" for product in products))
-    runs.append(in_batches(table, [*words, *options.words], options, choices.gpus))
+    words += [f"max_new_tokens={options.tokens}", *options.words]
+    recipe = read_recipe(ROOT / choices.recipe("chat"), words)
+    if vllm.is_wanted():
+        runs = [by_server(products, words, options.n, recipe, None)]
+    else:
+        runs = [by_server(products[: options.asked], words, options.n, recipe, 1)]
+        table = SCRATCH / "bulk.jsonl"
+        table.write_text("".join(json.dumps({"attributes": product}) + "\n" for product in products))
+        runs.append(in_batches(table, words, options, choices.gpus))
     runs = [measuring.tidy(run | {"ads_per_s": run["ads"] / run["seconds"]}) for run in runs]
     card, command = (measuring.ask_card("name") or ["CPU"])[0], shlex.join(["python", *sys.argv])
-    results = {"gpu": card, "command": command, "model": shown(base), "max_tokens": options.tokens, "runs": runs}
-    lines = [["way", "cards", "ads", "seconds", "ads per second", "peak GiB"]]
-    for run in runs:
-        figures = [cell(run[key]) for key in ("seconds", "ads_per_s", "peak_gib")]
+    runs = [run | {"command": command} for run in runs]
+    path = measuring.card_file(options.out, card, "bulk-")
+    results = {"gpu": card, "model": shown(base), "max_tokens": options.tokens, "runs": runs}
+    results = measuring.add_results(path, results, "runs", ("way", "cards"))
+    lines = [["way", "cards", "ads", "seconds", "ads per second", "peak GiB", "seconds to start"]]
+    for run in results["runs"]:
+        figures = [cell(run.get(key)) for key in ("seconds", "ads_per_s", "peak_gib", "up_s")]
         lines.append([run["way"], str(run["cards"]), f"{run['ads']:,}", *figures])
     text = f"# Ads for a catalogue: {card}\n\nModel {shown(base)}. Most tokens of an ad: {options.tokens}.\n\n"
-    path = measuring.card_file(options.out, card, "bulk-")
     measuring.write_results(path, results | {"versions": measuring.library_versions()}, text + markdown(lines))
     print(align(lines))
 

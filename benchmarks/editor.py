@@ -1,4 +1,5 @@
-"""Shows what an editor's yes and no teach. The editor is simulated: he rejects each ad that says one word.
+"""Shows what an editor's yes and no teach. The editor is simulated: he rejects each ad that says one word, and approves
+the best of the others.
 
   make bench BENCH=editor MODEL=gemma3_270m METHOD=lora ARGS="--word 显瘦 --rows 2400 --n 4 --methods kto,dpo"
 
@@ -56,7 +57,11 @@ def call(*command: str | Path, **variables: str) -> None:
 def decide(choices: Choices, row: dict, word: str) -> Iterator[dict]:
     """The editor's decisions on the ads of a row that `make generate` wrote, with the fields of lib/feedback.py."""
     ads = dict.fromkeys(row[name] for name in row if row[name] and (name == "ad" or name.startswith("runner_up_")))
+    best = next((ad for ad in ads if word not in ad), "")
     for ad in ads:
+        # The rest is passed over, as at the desk. If all were approved, ads that miss attributes would teach, too.
+        if ad != best and word not in ad:
+            continue
         yield {
             "product": row["product"],
             "decision": "reject" if word in ad else "approve",

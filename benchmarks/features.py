@@ -43,17 +43,17 @@ def spans(text: str, ad: str) -> list[tuple[int, int]]:
     return [match.span() for match in re.finditer(re.escape(text), ad)]
 
 
-def compare(row: dict, find: Finder) -> tuple[Counter, list[str], list[dict]]:
-    """Counts of one marked ad, the words found that overlap no mark, and the marks that overlap no word."""
-    places = [(mark, spans(mark["text"], row["ad"])) for mark in row["marks"]]
-    words = {word: spans(word, row["ad"]) for word in find(row["product"], row["ad"])}
+def compare(row: dict, find: Finder) -> tuple[Counter, list[dict]]:
+    """Counts of one marked ad, and the marks that no word found overlaps."""
+    marks = [spans(mark["text"], row["ad"]) for mark in row["marks"]]
+    words = [spans(word, row["ad"]) for word in find(row["product"], row["ad"])]
 
-    def touch(one: list, other: list) -> bool:
-        return any(start < last and first < end for start, end in one for first, last in other)
+    def touch(one: list, others: list[list]) -> bool:
+        return any(start < last and first < end for start, end in one for other in others for first, last in other)
 
-    wrong = [word for word, place in words.items() if not any(touch(place, other) for _, other in places)]
-    missed = [mark for mark, place in places if not any(touch(place, other) for other in words.values())]
-    return Counter(words=len(words), wrong=len(wrong), marks=len(places), missed=len(missed)), wrong, missed
+    missed = [mark for mark, place in zip(row["marks"], marks, strict=True) if not touch(place, words)]
+    wrong = sum(not touch(word, marks) for word in words)
+    return Counter(words=len(words), wrong=wrong, marks=len(marks), missed=len(missed)), missed
 
 
 def agreement(rows: list[dict], find: Finder) -> dict:
@@ -70,7 +70,7 @@ def agreement(rows: list[dict], find: Finder) -> dict:
 def by_kind(rows: list[dict], find: Finder) -> dict[str, dict]:
     """Kind of mark → how many there are, and which share of them the detector finds."""
     marks = Counter(mark["kind"] for row in rows for mark in row["marks"])
-    missed = Counter(mark["kind"] for row in rows for mark in compare(row, find)[2])
+    missed = Counter(mark["kind"] for row in rows for mark in compare(row, find)[1])
     return {kind: {"marks": n, "recall": round(1 - missed[kind] / n, 3)} for kind, n in marks.most_common()}
 
 
@@ -98,17 +98,16 @@ def compute_results() -> dict:
     def by_values(product: str, ad: str) -> set[str]:
         return invented(product, ad, values)[1]
 
-    clothes = {True: [], False: []}
-    for row in rows:
-        clothes[dict(parse_attributes(row["product"]))["类型"] in CLOTHES].append(row)
+    clothes = [row for row in rows if dict(parse_attributes(row["product"]))["类型"] in CLOTHES]
+    others = [row for row in rows if row not in clothes]
     parts = {
         "tuning": [row for row in rows if row["use"] == "tuning"],
         "held-out, fine-tuned": [row for row in rows if row["use"] != "tuning" and row["model"] != "dpo"],
         "held-out, after DPO": [row for row in rows if row["model"] == "dpo"],
     }
     parts["held-out, all"] = parts["held-out, fine-tuned"] + parts["held-out, after DPO"]
-    parts["held-out, clothes"] = [row for row in parts["held-out, all"] if row in clothes[True]]
-    parts["held-out, other products"] = [row for row in parts["held-out, all"] if row in clothes[False]]
+    parts["held-out, clothes"] = [row for row in parts["held-out, all"] if row in clothes]
+    parts["held-out, other products"] = [row for row in parts["held-out, all"] if row in others]
     return {
         "marked": {"file": MARKED.name, "sha256": sha256(MARKED)},
         "train": {"file": TRAIN.name, "rows": len(train.contents), "sha256": sha256(TRAIN)},
@@ -116,8 +115,8 @@ def compute_results() -> dict:
         | {"held-out, all, by attribute values": agreement(parts["held-out, all"], by_values)},
         "by_kind": by_kind(parts["held-out, all"], find),
         "models": {
-            "clothes": score_models(clothes[True], find, values),
-            "cosmetics and electronics": score_models(clothes[False], find, values),
+            "clothes": score_models(clothes, find, values),
+            "cosmetics and electronics": score_models(others, find, values),
         },
     }
 

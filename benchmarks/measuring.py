@@ -1,22 +1,26 @@
 """What the benchmarks share: run a command and watch it, ask the GPU for its name, write results and their table."""
 
+import json
 import os
 import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from lib.cards import one_card
 from lib.files import ROOT, fail, installed_versions, whole_file, write_json
+from lib.gpu import ask_cards
 
 # llamafactory-cli as a module of this Python. -P: a Python file in the working folder cannot take a library's place.
 PROGRAM = [sys.executable, "-P", "-m", "llamafactory.cli"]
 SCRATCH = ROOT / "saves/bench"
-LIBRARIES = ("llamafactory", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "liger-kernel")
+LIBRARIES = ("llamafactory", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "liger-kernel", "vllm")
 
 
 def shown(path: Path) -> str:
@@ -25,18 +29,10 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
-def device() -> str:
-    """The number or id of the GPU to measure: the first in CUDA_VISIBLE_DEVICES. Empty if that hides all GPUs."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].replace("-1", "")
-
-
 def ask_card(fields: str) -> list[str]:
     """The answers of nvidia-smi to comma-separated query fields, for the GPU to measure; empty without a GPU."""
-    if not device() or not shutil.which("nvidia-smi"):
-        return []
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", "-i", device()]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    return [] if answer.returncode else [field.strip() for field in answer.stdout.split(",")]
+    answer = ask_cards(f"--query-gpu={fields} --format=csv,noheader,nounits")
+    return [field.strip() for field in answer.split("\n")[0].split(",")] if answer else []
 
 
 def card_file(folder: Path, card: str, kind: str = "") -> Path:
@@ -55,13 +51,17 @@ def poll_memory(readings: list[float], stop: threading.Event) -> None:
         readings.append(float(answer[0]) / 1024)
 
 
-def peak_rss(pid: int) -> float:
-    """The peak resident memory of a running process in GiB, as Linux counts it (VmHWM); 0 if it has ended."""
+@contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    """The GPU memory in use in GiB, read again and again until the end of the block; empty without a GPU."""
+    readings, stop = [], threading.Event()
+    poll = threading.Thread(target=poll_memory, args=(readings, stop))
+    poll.start()
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    except OSError:
-        return 0.0
-    return int(found[1]) / 2**20 if found else 0.0
+        yield readings
+    finally:
+        stop.set()
+        poll.join()
 
 
 def watch(command: list[str], log: Path, trainer_log: Path | None = None, **variables: str) -> dict:
@@ -72,39 +72,32 @@ def watch(command: list[str], log: Path, trainer_log: Path | None = None, **vari
     - status: the exit status, below 0 for a signal;
     - seconds: from start to end;
     - peak_gib: peak memory in use on the GPU, other processes included; None without a GPU;
-    - peak_rss_gib: peak resident memory of the process, without its children;
     - lines: for each line of `trainer_log` the seconds after which it was there, to 0.01 s.
 
     On Ctrl-C the command is killed.
     """
-    readings, lines, rss, stop = [], [], 0.0, threading.Event()
-    poll = threading.Thread(target=poll_memory, args=(readings, stop))
-    # If it saw several GPUs, LLaMA-Factory would start a process on each.
-    environment = os.environ | variables | {"CUDA_VISIBLE_DEVICES": device(), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    lines = []
+    environment = os.environ | variables | one_card() | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with log.open("wb") as output:
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
         child = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **streams)
-    poll.start()
-    try:
-        ended = False
-        while not ended:
-            # The last lines are read after the end: poll first, then read.
-            ended = child.poll() is not None
-            seconds = time.monotonic() - start
-            rss = max(rss, peak_rss(child.pid))
-            if trainer_log and trainer_log.exists():
-                lines += [seconds] * (trainer_log.read_bytes().count(b"\n") - len(lines))
-            time.sleep(0.01)
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-        stop.set()
-        poll.join()
-    peaks = {"peak_gib": max(readings, default=None), "peak_rss_gib": rss}
-    return {"status": child.returncode, "seconds": seconds, "lines": lines, **peaks}
+    with peak_memory() as readings:
+        try:
+            ended = False
+            while not ended:
+                # The last lines are read after the end: poll first, then read.
+                ended = child.poll() is not None
+                seconds = time.monotonic() - start
+                if trainer_log and trainer_log.exists():
+                    lines += [seconds] * (trainer_log.read_bytes().count(b"\n") - len(lines))
+                time.sleep(0.01)
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+    return {"status": child.returncode, "seconds": seconds, "lines": lines, "peak_gib": max(readings, default=None)}
 
 
 def last_error(log: Path, status: int) -> str:
@@ -140,6 +133,18 @@ def cell(value: float | None) -> str:
 def percent(value: float | None) -> str:
     """A share as a table shows it, in per cent; – for None."""
     return "–" if value is None else f"{value:.0%}"
+
+
+def add_results(path: Path, results: dict, name: str, keys: tuple[str, ...]) -> dict:
+    """The results with those entries of their list `name` that an earlier run on the same model has left in a file.
+
+    An entry that has the same `keys` as a new one is left out: it was measured again.
+    """
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    same = all(old.get(key) == results[key] for key in ("gpu", "model", "max_tokens"))
+    new = [[entry.get(key) for key in keys] for entry in results[name]]
+    kept = [entry for entry in old.get(name, []) if same and [entry.get(key) for key in keys] not in new]
+    return results | {name: kept + results[name]}
 
 
 def write_results(path: Path, results: dict, text: str) -> None:

@@ -50,7 +50,6 @@ def training_speed(times: list[float], settings: dict, folder: Path, base: Path,
     rate of this machine. The result holds
 
     - rows_per_s, tokens_per_s: rows of the data set and their tokens, without padding;
-    - time_to_first_step_s: from the start of the process;
     - spread: of the time of a sample between the lines of the log;
     - tokens_per_row, operations_per_row: means over the data set; operations as arithmetic.py counts them;
     - matmul_share: operations per second, as a share of `tflops`.
@@ -69,7 +68,6 @@ def training_speed(times: list[float], settings: dict, folder: Path, base: Path,
     found = {
         "rows_per_s": rows_per_s,
         "tokens_per_s": rows_per_s * sum(lengths) / len(lengths),
-        "time_to_first_step_s": times[0],
         "spread": spread([seconds / count for seconds, count in zip(durations, taken, strict=True)]),
         "tokens_per_row": sum(lengths) / len(lengths),
     }
@@ -102,11 +100,10 @@ def summarise(measured: list[dict]) -> dict:
     The spread is over the repeats; of a single one, over the lines of its log.
     """
     good = [found for found in measured if "error" not in found]
-    summary: dict = {"repeats": len(measured)}
-    for key in (good or measured)[0]:
-        values = [found[key] for found in good or measured if isinstance(found[key], float)]
-        if values:
-            summary[key] = max(values) if key.startswith("peak") else statistics.median(values)
+    summary = {"repeats": len(measured)}
+    for key, value in (good or measured)[0].items():
+        if isinstance(value, float):
+            summary[key] = (max if key == "peak_gib" else statistics.median)(found[key] for found in good or measured)
     if len(good) > 1:
         summary["spread"] = spread([found.get("rows_per_s", found["seconds"]) for found in good])
     if len(good) < len(measured):
@@ -129,29 +126,20 @@ def compute_elsewhere(runs: list[dict]) -> None:
         run["computed_rows_per_s"] = tidy(sorted(ends))
 
 
-def labels(results: dict) -> list[str]:
-    """The name of each run, after that of its model if the file holds runs of several models."""
-    models = [Path(run["recipe"]).parent.name for run in results["runs"]]
-    names = [run["name"] for run in results["runs"]]
-    return names if len(set(models)) < 2 else [f"{model} {name}" for model, name in zip(models, names, strict=True)]
+def label(run: dict) -> str:
+    """The name of a run, after that of its model."""
+    return f"{Path(run['recipe']).parent.name} {run['name']}"
 
 
 def result_lines(results: dict) -> list[list[str]]:
     """The runs of a results file as the cells of a table, the head first."""
-    on_gpu, computed = results["gpu"] != "CPU", results.get("computed")
-    lines = [["run", "rows per second", "tokens per second"]]
-    lines[0] += ["peak GPU memory (GiB)" if on_gpu else "peak memory of the process (GiB)", "whole run (s)"]
-    lines[0] += ["first step after (s)", "share of the matrix rate", "spread"]
-    if computed:
-        lines[0].append(f"computed for {computed['gpu']}: rows per second")
-    keys = ("rows_per_s", "tokens_per_s", "peak_gib" if on_gpu else "peak_rss_gib", "seconds", "time_to_first_step_s")
-    for label, run in zip(labels(results), results["runs"], strict=True):
-        line = [label, *(cell(run.get(key)) for key in keys)]
+    lines = [["run", "rows per second", "tokens per second", "peak GPU memory (GiB)"]]
+    lines[0] += ["share of the matrix rate", "spread", f"computed for {OTHER_CARD['gpu']}: rows per second"]
+    for run in results["runs"]:
+        line = [label(run), *(cell(run.get(key)) for key in ("rows_per_s", "tokens_per_s", "peak_gib"))]
         line += [percent(run.get("matmul_share")), percent(run.get("spread"))]
-        if computed:
-            ends = dict.fromkeys(f"{value:.2g}" for value in run.get("computed_rows_per_s", ()))
-            line.append("–".join(ends) or "–")
-        lines.append(line)
+        ends = dict.fromkeys(f"{value:.2g}" for value in run.get("computed_rows_per_s", ()))
+        lines.append([*line, "–".join(ends) or "–"])
     return lines
 
 
@@ -169,7 +157,6 @@ def format_results(results: dict) -> str:
     if card != "CPU":
         card += f", {results['memory_gib']:.0f} GiB, driver {results['driver']}"
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    runs = zip(labels(results), results["runs"], strict=True)
     return (
         f"# Speed and memory of the recipes: {results['gpu']}\n\n"
         f"{card}. Matrix rate: {matmul['tflops']:.3g} TFLOP/s, measured with {matmul['dtype']} products of "
@@ -178,5 +165,5 @@ def format_results(results: dict) -> str:
         "Rows and tokens are those of the data set, without padding. Share of the matrix rate: the arithmetic of the "
         "training over what the machine does in plain matrix products in the same time. Spread: the distance between "
         "the fastest and the slowest repeat, or part of a single run, over the median.\n\n"
-        "## What was run\n\n" + "".join(f"- {label}: {describe(run)}\n" for label, run in runs)
+        "## What was run\n\n" + "".join(f"- {label(run)}: {describe(run)}\n" for run in results["runs"])
     )

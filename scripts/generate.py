@@ -2,49 +2,32 @@
 
   MODEL=tiny DATA=sample python scripts/generate.py examples/products.csv ads.csv
 
-INPUT is a .csv, .xlsx or .jsonl file with headings.
-- A column is an attribute if the training data has a key of that name (类型, 颜色 …; color is 颜色, too), or if
-  --columns names it. Other columns are copied to OUTPUT; the model never sees them.
-- A cell may hold several values, separated by 、 , ; / | or their full-width forms. -, 无 and N/A count as empty.
-- A cell may hold several attributes: 颜色:白色;材质:雪纺. Names that are no attributes are left out.
-- If one column holds attribute strings (类型#裙*颜色#白色), only that column is read.
+INPUT and OUTPUT are .csv, .xlsx or .jsonl files; docs/catalogue.md explains their columns and how ads are ranked. A
+column of INPUT is an attribute if the training data has a key of that name, or if --columns names it. The model never
+sees the others; they are copied to OUTPUT. OUTPUT has a row for each row of INPUT, in the same order.
 
-OUTPUT is a .csv, .xlsx or .jsonl file. It has one row for each row of INPUT, in the same order: the columns of INPUT,
-then `ad`, `missing` (attribute values that the ad does not name), `invented` (known values that it names and the
-product does not have), `risk` (words that the law forbids or wants proved), `basis` (the law), `runner_up_1` …,
-`reason` (why there is no ad) and `ai_label` (the model and the time; JSON lines hold the fields AIGC of GB 45438-2025,
-too, and a workbook has them in its metadata). Blank rows at the end of INPUT are left out. `risk` is no legal advice.
-LABEL=1 in the environment puts the mark 本广告由AI技术生成 at the end of each ad. WORDS names a file of your own words.
+MODEL, METHOD, DATA and EXPORTED in the environment choose the model, as for `make`, and GPUS the cards that write.
+With --server or SERVER, that server is asked instead; API_KEY in the environment is sent to it. LABEL=1 marks each ad
+as written by AI. WORDS names a file of words that no ad should hold.
 
-The candidates of a product are ranked: without forbidden words, by attributes named, by values invented, by words to be
-proved, by length (30 to 200 characters come first). An echo of the product, reasoning, special tokens, markup, a loop
-or a text without an end is no ad; if a product has nothing else, `reason` says so.
-
-MODEL, METHOD, DATA and EXPORTED in the environment choose the model, as for `make`, and GPUS the cards that write. They
-write in batches. The recipe's batches are for the card that it names; they grow with free memory, and are halved when
-memory runs out. With --server or SERVER, that server is asked instead; API_KEY in the environment is sent to it.
-
-What is written is saved in OUTPUT.journal: every answer of a server at once, and batches in parts of some minutes. If
-the run ends early (a kill, Ctrl-C, a server that goes away), the same command continues it; with other settings it
-refuses to. When OUTPUT is written, the journal is removed, unless a product was refused: the same command then tries
-that product again. The exit status is 0 if any row has an ad.
+What is written is kept in OUTPUT.journal. If the run ends early (a kill, Ctrl-C, a server that goes away), the same
+command continues it; with other settings it refuses to. The journal is removed when OUTPUT is written, unless a product
+was refused: the same command then tries that product again. The exit status is 0 if any row has an ad.
 """
 
 import argparse
 import json
 import os
-import shlex
-import sys
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from lib import batches, chat_client
+from lib import batches, chat_client, vllm
 from lib.attributes import parse_attributes
 from lib.candidates import Candidate, compare, known_products, rank_ads
 from lib.catalogue import Catalogue, read_catalogue
 from lib.choices import read_choices, served_overrides
-from lib.files import ROOT, fail, write_json
+from lib.files import ROOT, fail
 from lib.journal import Writer, numbered, open_journal, write_missing
 from lib.law import NO_ADVICE, describe, read_rules
 from lib.metrics import vocabulary
@@ -73,10 +56,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--server", metavar="URL", default=server, help="ask this OpenAI-compatible server")
     parser.add_argument("--model", help="the server's name for the model (default: its only model)")
     parser.add_argument("--columns", metavar="A,B", default="", help="the columns that are attributes")
-    parser.add_argument("--in-flight", type=positive, default=8, help="requests to it at a time (default: 8)")
-    parser.add_argument("--report", type=Path, help="a JSON file for the scores of one sample and of the best of N")
+    parser.add_argument("--in-flight", type=positive, help="requests to it at a time (vLLM: 256; else 8)")
     options = parser.parse_intermixed_args()
-    check_overrides(options.overrides, "api" if options.server else "train")
+    check_overrides(options.overrides, "api" if options.server or vllm.is_wanted() else "train")
     check_output(options.output)
     # A bad file of words ends the run here, not after the ads were written.
     read_rules()
@@ -101,16 +83,19 @@ def read_settings(options: argparse.Namespace) -> tuple[dict, Writer]:
     """What decides which ads are written, and what writes them. A run goes on only with the settings it began with."""
     choices = read_choices()
     settings = {"n": options.n, "server": options.server}
+    recipe = read_recipe(ROOT / choices.recipe("chat"), [*served_overrides(choices), *options.overrides])
     if options.server:
-        recipe = read_recipe(ROOT / choices.recipe("chat"), [*served_overrides(choices), *options.overrides])
         model = options.model or chat_client.find_model(options.server)
         body = chat_client.request_of(recipe, model)
         settings |= {"model": model, "request": body}
-        return settings, partial(chat_client.write_ads, options.server, body, options.in_flight)
+        many = options.in_flight or chat_client.in_flight(options.server)
+        return settings, partial(chat_client.write_ads, options.server, body, many)
+    settings |= {"model": f"{choices.model} {choices.method}", "weights": last_change(recipe)}
+    if vllm.is_wanted():
+        return settings | {"server": "vllm", "request": recipe}, partial(vllm.write_ads, options.overrides)
     words = batches.sampling_words(choices, options.overrides)
     recipe = read_recipe(ROOT / choices.recipe("predict"), words)
-    settings |= {"model": f"{choices.model} {choices.method}", "request": recipe | {batches.BATCH: None}}
-    settings["weights"] = last_change(recipe)
+    settings["request"] = recipe | {batches.BATCH: None}
     folder = batches.work_folder(str(options.output.resolve()), settings)
     return settings, partial(batches.write_ads, words, folder)
 
@@ -138,24 +123,6 @@ def added_cells(ranked: list[Candidate], columns: list[str], reason: str, label:
         cells |= {"risk": risk, "basis": basis, "ai_label": label, "AIGC": metadata(best.ad)}
         cells |= {f"runner_up_{place}": labelled(candidate.ad) for place, candidate in enumerate(others, 1)}
     return [cells[name] for name in columns]
-
-
-def report(options: argparse.Namespace, settings: dict, products: list[str], systems: dict, values: dict) -> None:
-    """Prints the scores of one sample and of the best of N, and writes them to --report.
-
-    systems: name → one ad for each of the products. values: see `lib.metrics.vocabulary`.
-    """
-    scores = compare(products, systems, values)
-    for name in list(systems)[options.n == 1 :]:
-        print(f"{name}: " + ", ".join(f"{score} {entry['value']:.3f}" for score, entry in scores[name].items()))
-    if not options.report:
-        return
-    about = {name: value for name, value in settings.items() if name != "weights"}
-    command = shlex.join(["python", *sys.argv])
-    try:
-        write_json(options.report, {"command": command, "rows": len(products), **about, "scores": scores})
-    except OSError as error:
-        fail(f"{options.report} cannot be written: {error.strerror}")
 
 
 def save(options: argparse.Namespace, table: Catalogue, ranked: list, reasons: list[str], about: dict) -> None:
@@ -219,7 +186,9 @@ def main() -> None:
         "one sample": [samples[place][0] for place in written],
         f"best of {options.n}": [ranked[place][0].ad for place in written],
     }
-    report(options, settings, [table.products[place] for place in written], systems, values)
+    scores = compare([table.products[place] for place in written], systems, values)
+    for name in systems if options.n > 1 else list(systems)[1:]:
+        print(f"{name}: " + ", ".join(f"{score} {entry['value']:.3f}" for score, entry in scores[name].items()))
 
 
 if __name__ == "__main__":

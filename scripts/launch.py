@@ -13,8 +13,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+from lib import vllm
 from lib.adapters import check_named
 from lib.cards import check_cards, check_variables, predict_environment, share_overrides, train_environment
 from lib.checks import Unmade, list_checks, run_checks
@@ -33,7 +35,7 @@ from lib.choices import (
     trained,
     tuned_overrides,
 )
-from lib.files import ROOT, whole_file
+from lib.files import ROOT, fail, whole_file
 from lib.recipes import check_overrides, read_recipe
 from lib.registry import data_files
 from lib.runs import run_export, run_training
@@ -156,7 +158,10 @@ def predict(choices: Choices, options: argparse.Namespace) -> None:
 def evaluate(choices: Choices, options: argparse.Namespace) -> None:
     """Writes ads for the dev rows with the base model and the tuned model, and scores both."""
     base_folder, tuned_folder = predictions(choices)
-    dev = rows_of(choices, "dev")
+    dev, write = rows_of(choices, "dev"), run_training
+    if vllm.is_wanted():
+        # The key of LLaMA-Factory tells the report, too, what wrote the ads.
+        write, options.words = vllm.predict, [*options.words, "infer_backend=vllm"]
     words = [f"eval_dataset={choices.data}_dev", *hub_overrides(choices), *prompt_overrides(choices)]
     environment = WRITING | predict_environment(choices)
     base_words = [*words, f"output_dir={base_folder}", *options.words]
@@ -174,19 +179,21 @@ def evaluate(choices: Choices, options: argparse.Namespace) -> None:
     noted = base_folder / "inputs.txt"
     if not noted.exists() or noted.read_text().strip() != inputs:
         noted.unlink(missing_ok=True)
-        run_training(before, base_words, environment)
+        write(before, base_words, environment)
         with whole_file(noted) as file:
             file.write(inputs + "\n")
-    run_training(after, tuned_words, environment)
+    write(after, tuned_words, environment)
     # Between the two stand the models that the tuned one goes on from, if they have written ads.
     between = {one.method if one.goes_on else "fine-tuned": predictions(one)[1] for one in stages(choices)[:-1]}
     written = {name: folder for name, folder in between.items() if (folder / "generated_predictions.jsonl").exists()}
     names = {"base": base_folder, **written, "tuned": tuned_folder}
     ads = [f"{name}={folder}/generated_predictions.jsonl" for name, folder in names.items()]
     rows = ["--data", str(dev), "--train", str(rows_of(choices, "train"))]
-    how = ["--decoding", str(after), *options.words, "--trainer-log", f"{trained(choices)}/trainer_log.jsonl"]
+    how = ["--decoding", str(after), *options.words]
     out = os.environ.get("RESULTS") or f"results/{choices.model}"
     check_call([sys.executable, "scripts/score.py", *ads, *rows, *how, "--out", out])
+    if (drawn := trained(choices) / "training_loss.png").exists():
+        shutil.copyfile(drawn, Path(out, "train_loss.png"))
 
 
 def export(choices: Choices, options: argparse.Namespace) -> None:
@@ -235,9 +242,12 @@ def serve(choices: Choices, options: argparse.Namespace) -> None:
     # LlamaBoard (webui) takes no recipe: people load models in its form.
     recipe = None if verb == "webui" else choices.recipe("chat")
     words = [*served_overrides(choices), *options.words] if recipe else []
+    settings = read_recipe(recipe, words) if recipe else {}
+    if vllm.is_wanted():
+        return vllm.serve(choices, settings, None if options.dry_run else partial(look, choices, verb, recipe))
     if options.dry_run:
         return show_plan(verb, recipe, words, WRITING)
-    look(choices, verb, recipe, read_recipe(recipe, words) if recipe else {})
+    look(choices, verb, recipe, settings)
     if verb == "webchat":
         choose_language()
     command = [find_cli(), verb, *([str(recipe), *words] if recipe else [])]
@@ -277,6 +287,8 @@ def main() -> None:
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     choices = read_choices()
+    if options.verb in ("chat", "webchat", "webui") and vllm.is_wanted():
+        fail(f"{options.verb} is LLaMA-Factory's; BACKEND=vllm is for api, desk, generate, pairs and eval")
     options.words = check_overrides(options.words + others, options.verb if options.verb in OTHERS else "train")
     if choices.goes_on:
         choices = take_base(choices, options)

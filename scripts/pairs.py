@@ -24,6 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from lib import vllm
 from lib.batches import BATCH, work_folder, write_ads
 from lib.candidates import badness, likeness
 from lib.choices import Choices, hub_overrides, read_choices, rows_of, saves, trained, tuned_overrides
@@ -39,11 +40,12 @@ from lib.recipes import check_overrides, read_recipe
 
 # Keys of the predict recipe that no override may change.
 OWN = ("eval_dataset", "max_samples", "seed", "output_dir")
-# How the ads are sampled: more widely than ads for a shop, so that a row's best and worst ad differ.
-SAMPLING = ["do_sample=true", "temperature=1.0", "top_p=1.0", "top_k=50"]
+# How the ads are sampled: more widely than ads for a shop, so that a row's best and worst ad differ. A repetition
+# penalty would make the tokens of the prompt less likely, too, and with them the attributes.
+SAMPLING = ["do_sample=true", "temperature=1.0", "top_p=1.0", "top_k=50", "repetition_penalty=1.0"]
 # How much likeness to the row's own ad (0 to 1) weighs beside the shares of values missed and invented. The ads of one
-# row differ in it by about 0.1, so it decides between ads that keep to the product equally well.
-LIKENESS = 1.0
+# row differ in it by about 0.1. docs/faithfulness.md has what other weights lead to.
+LIKENESS = 4.0
 
 
 def read_options() -> argparse.Namespace:
@@ -73,11 +75,15 @@ def write_samples(choices: Choices, options: argparse.Namespace, products: list[
     settings = read_recipe(choices.recipe("predict"), words) | {
         BATCH: None,
         "weights": [sha256(path) for path in weights],
+        "engine": os.environ.get("BACKEND") or "batches",
     }
     folder = work_folder(settings)
     journal, ads = open_journal(saves(choices) / "samples" / f"{folder.name}.jsonl", settings)
     keys = numbered(products)
-    write_missing(partial(write_ads, words, folder), journal, ads, keys, options.samples)
+    write = partial(write_ads, words, folder)
+    if vllm.is_wanted():
+        write = partial(vllm.write_ads, [*SAMPLING, *options.words])
+    write_missing(write, journal, ads, keys, options.samples)
     return [ads[key][: options.samples] for key in keys]
 
 

@@ -4,7 +4,6 @@ Without RAW the rows come from the Hugging Face hub, or from ModelScope if USE_M
 """
 
 import argparse
-import base64
 import hashlib
 import json
 from collections import Counter
@@ -12,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lib.attributes import parse_attributes, product
-from lib.files import ROOT, fail, printable, whole_file
+from lib.files import ROOT, fail, printable, sha256, whole_file
 from lib.law import NO_ADVICE, find_hits, read_rules
 from lib.layouts import LAYOUTS, NO_COLUMNS, read_mapping
 from lib.raw_rows import Row, explain, read_hub, read_rows, read_sources
@@ -82,24 +81,17 @@ def show(card: dict) -> None:
 
 def write_lines(path: Path, values: Iterable[dict]) -> str:
     """Writes JSON lines; returns the sha256 of the file."""
-    digest = hashlib.sha256()
     with whole_file(path, "wb") as file:
         for value in values:
-            line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
-            digest.update(line)
-            file.write(line)
-    return digest.hexdigest()
+            # What is no Unicode is written as JSON's own escapes, \\udc80 for one. Only rejected rows hold any.
+            file.write((json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+    return sha256(path)
 
 
 def left_out(result: Result) -> dict:
-    """A line of adgen_rejected.jsonl: where the row stood, why it is left out, and its text, or base64 of its bytes."""
+    """A line of adgen_rejected.jsonl: where the row stood, why it is left out, and its text."""
     row = result.row
-    data = row.raw.encode("utf-8", "surrogatepass") if isinstance(row.raw, str) else row.raw
-    try:
-        original = {"text": data.decode("utf-8")}
-    except UnicodeDecodeError:
-        original = {"base64": base64.b64encode(data).decode()}
-    return {"file": row.file, "line": row.line, "status": result.status, "reason": result.reason, **original}
+    return {"file": row.file, "line": row.line, "status": result.status, "reason": result.reason, "text": row.raw}
 
 
 def write_files(folder: Path, splits: dict[str, list[Result]], lost: list[Result], card: dict) -> None:
@@ -129,18 +121,10 @@ def read_policy() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("raw", nargs="?", type=Path, help="folder, file, .tar.gz or .zip with train.json and dev.json")
     parser.add_argument("--out", type=Path, default=ROOT / "data", help="folder to write to (default: data)")
-    for flag, choices, help_text in (
-        ("--unk", ("drop", "cut", "keep"), "training ads with <UNK>: drop the row (default), cut the clause, or keep"),
-        ("--duplicates", ("drop", "keep"), "repeated training pairs (default: drop)"),
-        ("--plain", ("drop", "keep"), "training rows without attributes (default: drop)"),
-        (
-            "--risky",
-            ("keep", "drop", "cut"),
-            "training ads with words that the law or WORDS forbids: keep (default), "
-            "drop the row, or cut the clause; this is no legal advice",
-        ),
-    ):
-        parser.add_argument(flag, choices=choices, default=choices[0], help=help_text)
+    help_text = "training ads with <UNK>: drop the row (default), cut the clause, or keep"
+    parser.add_argument("--unk", choices=("drop", "cut", "keep"), default="drop", help=help_text)
+    help_text = "training ads with words that the law or WORDS forbids: keep (default), drop the row, or cut the clause"
+    parser.add_argument("--risky", choices=("keep", "drop", "cut"), default="keep", help=help_text)
     parser.add_argument(
         "--columns", metavar="prompt=…,response=…", help="where attribute string and ad stand, if under other names; "
         "also query=… for a column that continues the prompt, or messages=… for a column of turns"
@@ -194,13 +178,7 @@ def main() -> None:
 
     card: dict = {
         "source": printable(policy.raw.name) if policy.raw else files["train"][0],
-        "policy": {
-            "unk": policy.unk,
-            "duplicates": policy.duplicates,
-            "plain": policy.plain,
-            "risky": policy.risky,
-            "dev products": "drop",
-        },
+        "policy": {"unk": policy.unk, "risky": policy.risky},
         "input": {},
         "output": {},
     }

@@ -1,4 +1,4 @@
-"""Scores generated ads beside systems that need no model, and shows the scores as tables, pictures and examples.
+"""Scores generated ads beside systems that need no model, and shows the scores as tables, a picture and examples.
 
   python scripts/score.py base=A.jsonl tuned=B.jsonl --data data/adgen_dev.jsonl --out results/llama3_8b
 
@@ -14,20 +14,21 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from lib import pictures, tables
+from lib import tables
 from lib.baselines import BASELINES, write_baselines
 from lib.files import ROOT, fail, installed_versions, printable, sha256, whole_file, write_json
 from lib.health import check_health, find_best
 from lib.law import read_rules
 from lib.metrics import vocabulary
+from lib.pictures import plot_scores
 from lib.predictions import Predictions, Rows, read_data, read_predictions
 from lib.recipes import read_recipe
 from lib.system_scores import score_systems
 
 # The keys of a predict recipe that change what a model writes.
 DECODING = ("do_sample", "num_beams", "temperature", "top_p", "top_k", "repetition_penalty", "length_penalty")
-DECODING += ("no_repeat_ngram_size", "max_length", "max_new_tokens")
-LIBRARIES = ("jieba", "rouge-chinese", "nltk", "sacrebleu", "numpy", "llamafactory", "transformers", "torch")
+DECODING += ("no_repeat_ngram_size", "max_length", "max_new_tokens", "infer_backend")
+LIBRARIES = ("jieba", "rouge-chinese", "nltk", "sacrebleu", "numpy", "llamafactory", "transformers", "torch", "vllm")
 
 
 def parse_systems(words: Iterable[str]) -> dict[str, Path]:
@@ -50,10 +51,7 @@ def parse_systems(words: Iterable[str]) -> dict[str, Path]:
 def read_decoding(words: list[str]) -> dict:
     """The decoding keys of a predict recipe, whose path comes first, with the `key=value` overrides laid over them."""
     settings = read_recipe(Path(words[0]), words[1:])
-    found = {key: settings[key] for key in DECODING if key in settings}
-    # YAML may hold values that JSON cannot.
-    simple = bool | int | float | str | None
-    return {key: value if isinstance(value, simple) else str(value) for key, value in found.items()}
+    return {key: settings[key] for key in DECODING if key in settings}
 
 
 def describe(path: Path, rows: Rows) -> dict:
@@ -94,27 +92,18 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def write_results(
-    folder: Path, results: dict, texts: dict[str, list[str]], data: Rows, train: Rows | None, losses: dict | None
-) -> None:
-    """Writes eval.png, examples.md, table.md and eval_results.json, and train_loss.png if there are losses.
-
-    `texts`: system → its ads. `losses`: see `pictures.read_losses`.
-    """
+def write_results(folder: Path, results: dict, texts: dict[str, list[str]], data: Rows, train: Rows | None) -> None:
+    """Writes eval.png, examples.md, table.md and eval_results.json; `texts`: system → its ads."""
     values = vocabulary(data.contents + (train.contents if train else []))
     lengths = {name: [len(text) for text in ads] for name, ads in {**texts, "reference": data.references}.items()}
-    written = ["eval.png", "examples.md", "table.md", "eval_results.json"]
     try:
-        pictures.plot_scores(results, lengths, folder / "eval.png")
-        if losses:
-            pictures.plot_loss(losses, folder / "train_loss.png")
-            written.insert(0, "train_loss.png")
+        plot_scores(results, lengths, folder / "eval.png")
         write_text(folder / "examples.md", tables.examples_markdown(texts, *data, values))
         write_text(folder / "table.md", tables.results_markdown(results))
         write_json(folder / "eval_results.json", results)
     except OSError as error:
         fail(f"{folder} cannot be written to: {error.strerror or error}")
-    print(f"{folder}: {', '.join(written)}\n")
+    print(f"{folder}: eval.png, examples.md, table.md, eval_results.json\n")
 
 
 def read_options() -> argparse.Namespace:
@@ -128,7 +117,6 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--decoding", nargs="+", metavar="WORD", help="the predict recipe and its overrides (key=value), to be noted"
     )
-    parser.add_argument("--trainer-log", type=Path, help="trainer_log.jsonl of the training run, for train_loss.png")
     parser.add_argument("--out", type=Path, help="the folder for table.md, eval.png, examples.md, eval_results.json")
     parser.add_argument("--published", action="store_true", help="only write results/published.md")
     options = parser.parse_args()
@@ -147,15 +135,12 @@ def main() -> None:
     paths = parse_systems(options.files)
     data = read_data(options.data)
     train = read_data(options.train) if options.train else None
-    losses = pictures.read_losses(options.trainer_log) if options.trainer_log else None
     predicted = {name: read_predictions(path, data, options.data) for name, path in paths.items()}
     results = score(options, predicted, data, train)
     if options.out:
         texts = {name: system.texts for name, system in predicted.items()}
-        write_results(options.out, results, texts, data, train, losses)
+        write_results(options.out, results, texts, data, train)
     print(tables.results_text(results))
-    if results["adgen_dev"]:
-        print(tables.published_text())
 
 
 if __name__ == "__main__":

@@ -1,21 +1,32 @@
 #!/usr/bin/env bash
-# Makes .venv from requirements.lock: every package in its pinned version, checked by its hash.
+# Makes .venv from requirements.lock: every package in its pinned version, checked by its hash. VLLM=1: with vLLM.
 #   scripts/setup.sh .venv/bin       Another folder is somebody's own environment, and is only looked at.
 set -euo pipefail
+lock=requirements${VLLM:+-vllm}.lock
 if [ "$1" != .venv/bin ]; then
-  [ -x "$1/llamafactory-cli" ] && exit
-  echo "error: there is no llamafactory-cli in $1; pip install -r requirements.lock there" >&2
+  [ -x "$1/llamafactory-cli" ] && [ -z "${VLLM:-}" -o -x "$1/vllm" ] && exit
+  echo "error: $1 lacks llamafactory-cli${VLLM:+ or vllm}; pip install --no-deps -r $lock there" >&2
   exit 1
 fi
-[ .venv/.ready -nt requirements.lock ] && exit
-for python in python3.12 python3.11 python3.13 python3 ""; do
-  "${python:-false}" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && break
+# What is installed stands in .venv/.ready. An environment with vLLM does for everything.
+for installed in "$lock" requirements-vllm.lock; do
+  cmp --silent "$installed" .venv/.ready && exit
 done
-if [ -z "$python" ]; then
-  echo "error: Python 3.11 or newer is needed; install it, or name an environment: BIN=<folder>" >&2
-  exit 1
+if ! .venv/bin/python -c "" 2> /dev/null; then
+  for python in python3.12 python3.11 python3.13 python3 ""; do
+    "${python:-false}" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && break
+  done
+  if [ -z "$python" ]; then
+    echo "error: Python 3.11 or newer is needed; install it, or name an environment: BIN=<folder>" >&2
+    exit 1
+  fi
+  if [ -L .venv ]; then
+    echo "error: .venv is a link, and what it leads to may be somebody else's: remove the link" >&2
+    exit 1
+  fi
+  "$python" -m venv --clear .venv
 fi
-echo "Setting up .venv with $("$python" --version): about 8 GB, some minutes"
-"$python" -m venv --clear .venv
-.venv/bin/pip install --quiet --require-hashes -r requirements.lock
-touch .venv/.ready
+echo "Setting up .venv with $(.venv/bin/python --version): about $([ -n "${VLLM:-}" ] && echo 12 || echo 8) GB, some minutes"
+# The lock holds all of it. Older pips ask in vain for hashes of extras, such as pydantic[email].
+.venv/bin/pip install --quiet --no-deps --require-hashes -r "$lock"
+cp "$lock" .venv/.ready

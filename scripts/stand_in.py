@@ -2,13 +2,9 @@
 
 --size tiny  for machines without a GPU: it learns the embedded sample on two CPU cores.
 --size 8b    the shape, vocabulary size and special-token ids of Meta-Llama-3-8B-Instruct, to measure memory and speed.
---size 70b   those of the 70B model, quantised: 40 GB on disk instead of 141. All layers have the same weights.
-
-FSDP takes no base that is quantised already. --layers N writes N layers in bf16 instead.
 """
 
 import argparse
-import copy
 import json
 import os
 import shutil
@@ -51,7 +47,7 @@ SIZES = {
         "text_tokens": 2048,
         "learnt_tokens": 2048,
         # Llama 3 has a token for each of these words of the chat template; letter by letter they would be a quarter of
-        # a row. The 8B and 70B shapes do without, so that they stay comparable with what was measured on them.
+        # a row. The 8B shape does without, so that it stays comparable with what was measured on it.
         "role_tokens": "system\n\nuser\n\nassistant\n\n",
         # Llama 3 has no padding token, so LLaMA-Factory pads with <|eot_id|>, and pretraining masks the padding. The
         # tiny model learns all it knows in pretraining, and would never learn to end an ad.
@@ -71,16 +67,6 @@ SIZES = {
         "intermediate_size": 14336,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 8192,
-    },
-    "70b": {
-        "text_tokens": 128000,
-        "learnt_tokens": 780,
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
         "num_key_value_heads": 8,
         "max_position_embeddings": 8192,
     },
@@ -146,50 +132,28 @@ def build_tokenizer(shape: dict, corpus: Path):
     )
 
 
-def build_model(shape: dict, bos_token_id: int, eos_token_id: int, seed: int):
-    """A LlamaForCausalLM of a shape in SIZES, with random weights.
+def build_model(shape: dict, tokenizer):
+    """A LlamaForCausalLM of a shape in SIZES, with the tokens of `build_tokenizer` and random weights.
 
-    The 8B and larger shapes are bfloat16, and made on the GPU if there is one; smaller ones are float32.
+    The 8B shape is bfloat16, and made on the GPU if there is one; the tiny one is float32.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-    set_seed(seed)
+    set_seed(42)
     sizes = {name: value for name, value in shape.items() if not name.endswith(("_tokens", "_token"))}
     config = LlamaConfig(
         vocab_size=shape["text_tokens"] + SPECIAL_TOKENS,
         rope_theta=500000.0,
         rms_norm_eps=1e-5,
-        bos_token_id=bos_token_id,
-        eos_token_id=eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,
         **sizes,
     )
-    big = shape["hidden_size"] >= SIZES["8b"]["hidden_size"]
+    big = shape is SIZES["8b"]
     with torch.device("cuda" if big and torch.cuda.is_available() else "cpu"):
         return LlamaForCausalLM._from_config(config, dtype=torch.bfloat16 if big else torch.float32)
-
-
-def quantise(model, layers: int, folder: Path):
-    """A LlamaForCausalLM of one layer, quantised to NF4 as the recipes do, with copies of that layer up to `layers`.
-
-    `folder`: an empty folder for the unquantised model, which is quantised while it is loaded from there.
-    """
-    import torch
-    from transformers import BitsAndBytesConfig, LlamaForCausalLM
-
-    model.save_pretrained(folder)
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        bnb_4bit_quant_storage=torch.bfloat16,
-    )
-    quantised = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=nf4)
-    quantised.model.layers.extend(copy.deepcopy(quantised.model.layers[0]) for _ in range(layers - 1))
-    quantised.config.num_hidden_layers = layers
-    return quantised
 
 
 def write(folder: Path, model, tokenizer) -> None:
@@ -214,26 +178,16 @@ def main() -> None:
         default=ROOT / "data/sample/train.jsonl",
         help="JSON lines file from which the tokenizer learns (default: the embedded sample)",
     )
-    parser.add_argument("--layers", type=int, metavar="N", help="write N layers, not quantised")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the random weights (default: 42)")
     options = parser.parse_args()
-    if options.layers is not None and options.layers < 1:
-        parser.error("--layers is at least 1")
     folder: Path = options.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         fail(f"{folder} exists and is not an empty folder; remove it or name another one")
 
-    shape = SIZES[options.size] | ({"num_hidden_layers": options.layers} if options.layers else {})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shape = SIZES[options.size]
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     tokenizer = build_tokenizer(shape, options.corpus)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    ids = tokenizer.bos_token_id, tokenizer.eos_token_id, options.seed
-    if options.size == "70b" and not options.layers:
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            one = build_model(shape | {"num_hidden_layers": 1}, *ids)
-            model = quantise(one, shape["num_hidden_layers"], Path(scratch))
-    else:
-        model = build_model(shape, *ids)
+    model = build_model(shape, tokenizer)
     write(folder, model, tokenizer)
     print(f"{folder}: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens, random weights")
 

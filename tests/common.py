@@ -31,6 +31,8 @@ WRITTEN = (
     "adgen_*",
     "*_pairs*.json*",
     "*_verdicts*.json*",
+    "reviews",
+    "feedback.jsonl",
     "__pycache__",
     ".*_cache",
     "llamaboard_cache",

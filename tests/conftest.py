@@ -18,22 +18,25 @@ for name in re.findall(r"^(?:export )?([A-Z_]+) +\?=", (ROOT / "Makefile").read_
     os.environ.pop(name, None)
 for name in [name for name in os.environ if name.startswith(("MAKE", "MFLAGS"))]:
     del os.environ[name]
-# Two workers share two cores, and threads that wait for each other spin.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Two workers share two cores, threads that wait for each other spin, and sums in another order round otherwise.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Marks the tests that need the demo's models, and sorts the files: one worker makes them, the other goes on."""
     trained = set()
+    # LlamaBoard needs what the tests of the recipes import for some seconds.
+    groups = {"test_llamaboard": "test_recipes"}
     for item in items:
         # What asks the API server runs in one worker, which starts it once.
-        item.add_marker(pytest.mark.xdist_group("api" if "api" in item.fixturenames else item.path.stem))
+        group = "api" if "api" in item.fixturenames else groups.get(item.path.stem, item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(group))
         if {"demo", "api", "desk"} & set(item.fixturenames):
             item.add_marker("trained")
             trained.add(item.path)
     # The longest files come first among the rest, so that no worker ends alone with one of them.
-    longest = ("test_resume", "test_distributed", "test_pairs")
+    longest = ("test_resume", "test_distributed", "test_pairs", "test_batches")
     items.sort(
         key=lambda item: (item.path.stem != "test_pipeline", item.path in trained, item.path.stem not in longest)
     )

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from lib.files import ROOT
 
 THOROUGH = "FUZZ" in os.environ
-EXAMPLES = int(os.environ.get("FUZZ", 30))
+EXAMPLES = int(os.environ.get("FUZZ", 20))
 settings.register_profile(
     "fuzz",
     max_examples=EXAMPLES,

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import subprocess
+import sys
 import time
 
 import psutil
@@ -46,13 +48,35 @@ def end(process, kill, timeout=60):
     return output
 
 
-def wait_for(found, process, seconds=120):
-    """Waits until `found()`, which must come before the process ends."""
+def wait_for(found, process=None, seconds=120):
+    """Waits until `found()`, which must come before the process ends, if one is named."""
     limit = time.monotonic() + seconds
     while not found():
-        assert process.poll() is None, process.communicate()[0][-2000:]
-        assert time.monotonic() < limit
+        assert process is None or process.poll() is None, process.communicate()[0][-2000:]
+        assert time.monotonic() < limit, "waited in vain"
         time.sleep(0.005)
+
+
+def without_memory(folder, most=0):
+    """A Python, and beside it a llamafactory-cli that fails as PyTorch does on batches of more than `most` rows.
+
+    No test has a card that could be full.
+    """
+    (folder / "bin").mkdir(parents=True)
+    shutil.copy(BIN.parent / "pyvenv.cfg", folder)
+    (folder / "lib").symlink_to(BIN.parent / "lib")
+    (folder / "bin/python").symlink_to((BIN / "python").resolve())
+    trainer = folder / "bin/llamafactory-cli"
+    trainer.write_text(
+        f"#!{sys.executable}\nimport os, re, sys\n"
+        "class OutOfMemoryError(RuntimeError): __module__ = 'torch'\n"
+        f"if int(re.search('per_device_[a-z]+_batch_size=([0-9]+)', ' '.join(sys.argv))[1]) > {most}:\n"
+        "    print('50%', end='', file=sys.stderr)\n"
+        "    raise OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.')\n"
+        f"os.execv({str(BIN / 'llamafactory-cli')!r}, sys.argv)\n"
+    )
+    trainer.chmod(0o755)
+    return folder / "bin/python"
 
 
 def errors(output):

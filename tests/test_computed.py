@@ -3,7 +3,6 @@ results/bench shows the JSON file beside it."""
 
 import json
 import runpy
-from pathlib import Path
 
 import arithmetic
 import pytest
@@ -72,7 +71,6 @@ def test_rows_on_another_card_are_computed_from_operations():
 def test_computed_sizes_are_those_of_the_recipes():
     found = sizes.compute_results()
     assert read_json(RESULTS / "sizes.json") == found
-    assert {Path(row["recipe"]).name for row in found["check"]} == {"sft_qlora.yaml", "sft_lora.yaml"}
     assert all(abs(row["error"]) < 0.05 for row in found["check"])
 
 

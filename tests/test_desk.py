@@ -4,11 +4,11 @@ import codecs
 import csv
 import io
 
-import desk as desk_program
 import httpx
 import pytest
 from common import KEY
 from lib.files import ROOT
+from lib.marking import copy_button, show
 from lib.metrics import vocabulary
 from served import DESKTOP, PHONE, choose, field, needs_browser, serve, wait_for, watch
 
@@ -55,7 +55,7 @@ def test_ads_are_written_and_their_attributes_marked(open_page):
     wait_for_value(page, "类型#口红*质地#丝绒")
     # No ad of the data names the last value.
     content.fill("类型#口红*质地#丝绒*功效#显白*场景#登月")
-    field(page, "每个商品写几条").fill("8")
+    field(page, "写几条").fill("8")
     watch(page, ".prose:has(.ad)")
     page.get_by_role("button", name="写文案").click()
     page.locator(".ad button").first.wait_for()
@@ -87,7 +87,7 @@ def test_risky_words_are_amber_and_show_the_law(page):
     """A finger has no pointer: a tap focuses the word, and the law stands at the foot of the window."""
     product, ad = "类型#裙*颜色#白色", "白色的最佳连衣裙，<b>限量，最 佳。"
     head = (ROOT / "scripts/desk.html").read_text(encoding="utf-8")
-    page.set_content(head + desk_program.show(product, ad, vocabulary([product]), whole=True))
+    page.set_content(head + show(product, ad, vocabulary([product]), copy_button(ad)))
     marks = page.locator("mark").evaluate_all("marks => marks.map(mark => [mark.className, mark.innerText])")
     assert marks == [["covered", "白色"], ["risk", "最佳"], ["covered", "裙"], ["risk", "限量"], ["risk", "最 佳"]]
     assert page.locator(".ad p").inner_text() == ad and page.locator("button").get_attribute("data-ad") == ad
@@ -147,6 +147,9 @@ def test_the_ads_of_a_table(open_page, desk):
         products = list(csv.DictReader(file))
     assert [row | product for row, product in zip(rows, products, strict=True)] == rows
     assert all(row["ad"] for row in rows)
+    # Editors see the same ads at once.
+    page.locator(".item", has_text="第 1 条，共 12 条").wait_for()
+    assert page.locator(".item + .ad p").inner_text() == rows[0]["ad"]
     page.get_by_role("tab", name="一个商品").locator("visible=true").click()
     field(page, CONTENT).fill("类型#裙*颜色#白色")
     page.get_by_role("button", name="写文案").click()

@@ -2,10 +2,11 @@
 
 import json
 import shutil
-import struct
 
+import numpy as np
 import pytest
 from lib.files import ROOT, read_json_lines, sha256
+from safetensors.numpy import save_file
 
 PEAKS = [
     run["peak_gib"]
@@ -23,7 +24,7 @@ def project(copy_project):
     base, adapter = folder / "saves/base", folder / "saves/Llama-3-8B-Instruct/lora/sft_qlora"
     for model, name in ((base, "model"), (adapter, "adapter_model")):
         model.mkdir(parents=True)
-        write_weights(model / f"{name}.safetensors")
+        save_file({"a": np.zeros(64, np.uint8)}, model / f"{name}.safetensors")
         for file in ("config.json", "adapter_config.json", "tokenizer.json"):
             (model / file).write_text("{}")
     (base / "chat_template.jinja").write_text("{% for one in messages %}<{{ one.role }}>{{ one.content }}{% endfor %}")
@@ -36,11 +37,6 @@ def project(copy_project):
         card[path.name] = {"sha256": sha256(path), "rows": len(read_json_lines(path))}
     (folder / "data/adgen_card.json").write_text(json.dumps({"output": card}))
     return folder
-
-
-def write_weights(path, size=64):
-    header = json.dumps({"a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
 
 
 @pytest.fixture
@@ -67,24 +63,22 @@ def look(make, project, tmp_path):
 def test_all_is_well(look, make, project):
     lines = look("METHOD=lora")
     assert {status for status, _ in lines.values()} == {"ok"}, lines
-    assert set(lines) == {"packages", "gpu", "data", "output", "base", "template", "disk", "export"}
+    assert set(lines) == {"packages", "gpu", "data", "output", "base", "template", "disk"}
     assert "NVIDIA H300" in lines["gpu"][1] and f"took {max(PEAKS):.1f}" in lines["gpu"][1]
     result = make(project, "doctor", "MODEL=tiny", "DATA=sample")
-    assert result.returncode == 0 and result.stdout.count("\n") == 9
+    assert result.returncode == 0 and result.stdout.count("\n") == 8
     assert "make base MODEL=tiny" in result.stdout and "\nwarning  base" in result.stdout
 
 
 @pytest.mark.parametrize(
     ("card", "status", "said"),
     [
-        ({"free": 12000}, "warning", "11.7 GiB free"),
         ({"free": 12000, "cards": 2}, "warning", "11.7 GiB free"),
         ({"free": 12000, "args": "fsdp=full_shard"}, "ok", "was not measured"),
         ({"free": "[N/A]"}, "ok", "took"),
         ({"capability": "7.5"}, "wrong", "bf16=false fp16=true"),
-        ({"capability": "7.5", "args": "bf16=false"}, "ok", "NVIDIA H300"),
+        ({"capability": "7.5", "args": "bf16=false", "cuda": "12.0"}, "ok", "NVIDIA H300"),
         ({"cuda": "11.4"}, "wrong", "driver 580.1 runs CUDA 11.4"),
-        ({"cuda": "12.0"}, "ok", "NVIDIA H300"),
         ({"CUDA_VISIBLE_DEVICES": ""}, "wrong", "nvidia-smi lists none"),
     ],
 )
@@ -98,27 +92,15 @@ def test_a_card_of_48_gb_is_enough_for_what_took_more_of_a_larger_one(look):
     assert look("MODEL=llama3_70b", free=42000)["gpu"][0] == "warning"
 
 
-def test_recipe_that_was_not_measured(look, project):
-    recipe = project / "configs/llama3_8b/sft_new.yaml"
-    shutil.copy(project / "configs/llama3_8b/sft_lora.yaml", recipe)
-    assert "not measured" in look("METHOD=new")["gpu"][1]
-    recipe.unlink()
-
-
 def test_packages(look, project):
-    lock = project / "requirements.lock"
-    kept = lock.read_text()
+    asked = project / "requirements.txt"
+    kept = asked.read_text()
     try:
-        lock.write_text(kept.replace("\ntransformers==", "\ntransformers==9"))
+        asked.write_text(kept.replace("\ntransformers==", "\ntransformers==9.") + "not-there==1\n")
         status, text = look()["packages"]
-        assert status == "warning" and "transformers 4" in text
-        (project / "requirements.txt").write_text("torch==1\nnot-there==1\n")
-        lock.write_text(kept + "not-there==1\n")
-        status, text = look()["packages"]
-        assert status == "warning" and "no not-there" in text
+        assert status == "warning" and "transformers 4" in text and "not-there is missing" in text
     finally:
-        lock.write_text(kept)
-        shutil.copy(ROOT / "requirements.txt", project)
+        asked.write_text(kept)
 
 
 @pytest.mark.parametrize("spoil", ["edited", "empty", "gone", "card"])
@@ -145,31 +127,23 @@ def test_no_room(look):
 
 
 def test_models_that_are_not_whole(look, make, project):
-    weights = project / "saves/base/model.safetensors"
+    weights, index = (project / "saves/base" / name for name in ("model.safetensors", "model.safetensors.index.json"))
+    adapter = project / "saves/Llama-3-8B-Instruct/lora/sft_qlora/adapter_model.safetensors"
     kept = weights.read_bytes()
-    index = project / "saves/base/model.safetensors.index.json"
-    merged = project / "exports/llama3_8b"
     try:
         weights.write_bytes(kept[:-1])
         assert "model.safetensors is cut off" in look()["base"][1]
         weights.write_bytes(kept)
         index.write_text('{"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}')
-        shutil.copytree(project / "saves/base", merged)
-        lines = look()
-        assert all(
-            lines[name][0] == "wrong" and "model-00002-of-00002" in lines[name][1] for name in ("base", "export")
-        )
-        result = make(project, "chat", "EXPORTED=1", f"ARGS=model_name_or_path={merged}", PATH="/usr/bin:/bin")
-        assert result.returncode != 0 and len(result.stderr.strip().split("\n")) == 2
-    finally:
-        weights.write_bytes(kept)
+        status, text = look()["base"]
+        assert status == "wrong" and "model-00002-of-00002" in text
         index.unlink()
-        shutil.rmtree(merged)
-    adapter = project / "saves/Llama-3-8B-Instruct/lora/sft_qlora/adapter_model.safetensors"
-    adapter.write_bytes(kept[:20])
-    result = make(project, "export", f"ARGS=model_name_or_path={project}/saves/base")
-    assert "adapter_model.safetensors is cut off" in result.stderr and "make train" in result.stderr
-    adapter.write_bytes(kept)
+        adapter.write_bytes(kept[:20])
+        result = make(project, "export", f"ARGS=model_name_or_path={project}/saves/base")
+        assert "adapter_model.safetensors is cut off" in result.stderr and "make train" in result.stderr
+    finally:
+        for path in (weights, adapter):
+            path.write_bytes(kept)
 
 
 def test_export_into_a_folder_of_something_else(make, project, tmp_path):
@@ -183,9 +157,7 @@ def test_export_into_a_folder_of_something_else(make, project, tmp_path):
     ("name", "text"),
     [
         ("config.json", '{"_attn_implementation_internal": "a/b"}'),
-        ("config.json", '{"text_config": {"_attn_implementation_internal": "a/b"}}'),
-        ("config.json", '{"layers": [{"_attn_implementation_internal": "a/b"}]}'),
-        ("config.json", '{"\\u005fattn_implementation_internal": "a/b"}'),
+        ("config.json", '{"text_config": {"\\u005fattn_implementation_internal": "a/b"}}'),
         # transformers takes it instead of config.json, if that names it.
         ("config.4.0.0.json", '{"_attn_implementation_internal": "a/b"}'),
     ],
@@ -214,7 +186,7 @@ def test_cached_base_model_whose_config_runs_code(make, project, tmp_path):
     assert result.returncode != 0 and "CVE-2026-4372" in result.stderr and "snapshots/0a" in result.stderr
 
 
-@pytest.mark.parametrize("verb", ["doctor", "train", "export", "chat", "api", "webchat", "webui"])
+@pytest.mark.parametrize("verb", ["doctor", "export", "chat", "webui"])
 def test_kernels_beside_this_transformers(make, project, tmp_path, verb):
     (tmp_path / "kernels-0.10.0.dist-info").mkdir()
     (tmp_path / "kernels-0.10.0.dist-info/METADATA").write_text(

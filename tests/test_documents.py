@@ -104,6 +104,9 @@ def words_of(command: str) -> list[str]:
     return [part for word in words for part in shlex.split(word.removeprefix("ARGS="))]
 
 
+KEYS = {*known_keys("train"), *known_keys("api")}
+
+
 def test_flags_and_keys_exist(page):
     flags = set(re.findall(r'"(--[a-z-]+)"', PROGRAMS))
     lines = [line for block in blocks(page) for line in block.split("\n")] + re.findall(r"`(make [^`]*)`", read(page))
@@ -113,7 +116,7 @@ def test_flags_and_keys_exist(page):
             assert {word.split("=")[0] for word in words if word.startswith("--")} <= flags, line
             keys = {word.split("=")[0] for word in words if re.match("[a-z_]+=", word)}
             if line.startswith("make "):
-                assert keys <= set(known_keys("train")) | set(known_keys("api")), line
+                assert keys <= KEYS, line
 
 
 def test_every_target_recipe_and_model_is_named():

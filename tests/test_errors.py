@@ -95,5 +95,13 @@ def test_data_set_that_is_missing_or_unregistered(make, clone):
     assert "other_dev" in one_error(make(clone, "eval", "MODEL=tiny", "DATA=other", PATH=path))
 
 
-def test_environment_without_llamafactory(make, clone, tmp_path):
+def test_environments_that_setup_leaves_as_they_are(make, clone, tmp_path):
+    """A folder without LLaMA-Factory, and what .venv is a link to."""
     assert str(tmp_path) in one_error(make(clone, "setup", f"BIN={tmp_path}"))
+    (tmp_path / "of_others").touch()
+    (clone / ".venv").symlink_to(tmp_path)
+    try:
+        assert ".venv is a link" in one_error(make(clone, "setup", "BIN=.venv/bin"))
+    finally:
+        (clone / ".venv").unlink()
+    assert (tmp_path / "of_others").exists()

@@ -9,7 +9,8 @@ from lib.files import ROOT
 from lib.recipes import read_recipe
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
-PAGES = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRIES = ROOT / "results/gemma3_270m/tries.md"
+PAGES = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), TRIES]
 
 
 def read(path: Path) -> str:
@@ -29,6 +30,7 @@ def runs_of(card: str) -> dict[str, dict]:
     return {run["name"]: run for run in results(f"bench/{card}.json")["runs"] if "llama3_8b" in run["recipe"]}
 
 
+DISTRIBUTED = {run["name"]: run for run in results("distributed.json")["runs"]}
 H100, H200 = runs_of("nvidia-h100-80gb-hbm3"), runs_of("nvidia-h200")
 ROWS = results("bench/scale.json")["costs"][-1]["rows"]
 
@@ -48,29 +50,55 @@ def gemma_row(system: str, *scores: str) -> str:
     return "| " + " | ".join(f"{value:.{DIGITS.get(score, 3)}f}" for score, value in means.items()) + " |"
 
 
+MAIN = (*DIGITS, "coverage", "hallucination", "distinct-4", "unsupported")
+RUNS = {run["name"]: run for run in results("gemma3_270m/judge.json")["runs"]}
+
+
+def judge_row(system: str, *scores: str) -> str:
+    """The cells of the runs of results/gemma3_270m/judge.json with a name; those of several seeds are means."""
+    seeds = [run["dev"] for name, run in RUNS.items() if re.fullmatch(rf"{system}(-\d)?", name)]
+    means = {score: sum(seed[score] for seed in seeds) / len(seeds) for score in scores}
+    return "| " + " | ".join(f"{value:.{DIGITS.get(score, 3)}f}" for score, value in means.items()) + " |"
+
+
 def faithfulness_figures() -> list[str]:
     """What docs/faithfulness.md must hold."""
-    main = (*DIGITS, "coverage", "hallucination", "distinct-4", "unsupported")
+    found = [gemma_row(system, *MAIN) for system in ("base", "qv-1-epoch", "qv-3-epochs", "sft", "reference")]
+    found += [judge_row(system, *MAIN) for system in ("dpo", "half-judge")]
+    found.append(f"coverage to at most {max(run['dev']['coverage'] for run in RUNS.values()):.3f}")
+    found.append(gemma_row("sft", "coverage-unseen", "hallucination-unseen"))
+    found += [judge_row(system, "coverage-unseen", "hallucination-unseen") for system in ("dpo", "half-judge")]
+    few = ("bleu-4", "coverage", "hallucination")
+    for count in (250, 500, 1000, 2000):
+        cells = [judge_row(f"rows {count}, {method}", *few).strip("| ") for method in ("sft", "dpo")]
+        found.append(f"| {count:,} | {' | '.join(cells)} |")
+    cells = [gemma_row(system, *few).strip("| ") for system in ("sft", "features-1")]
+    found.append(f"| 4,750 | {' | '.join(cells)} |")
+    for score, label in (("bleu-4", "BLEU-4"), ("rouge-l", "ROUGE-L"), ("coverage", ""), ("hallucination", "")):
+        values = [RUNS[f"dpo-{seed}"]["dev"][score] for seed in (1, 2, 3)]
+        digits = DIGITS.get(score, 3)
+        found.append(f"{label or score} {min(values):.{digits}f}–{max(values):.{digits}f}")
+    features = results("gemma3_270m/features.json")
+    row = "| {marks} | {precision:.3f} | {recall:.3f} | {f1:.3f} |"
+    found += [row.format(**scores) for name, scores in features["agreement"].items() if name != "held-out, all"]
+    models = [scores for models in features["models"].values() for scores in models.values()]
+    found += ["| " + " | ".join(f"{value:.3f}" for value in scores.values()) + " |" for scores in models]
+    return [*found, f"torch {results('gemma3_270m/seconds.json')['torch']}"]
+
+
+def tries_figures() -> list[str]:
+    """What results/gemma3_270m/tries.md must hold."""
     rows = results("gemma3_270m/eval_results.json")["systems"]
     models = dict.fromkeys(re.sub("^(qv-1-epoch|sft|dpo|half-judge)-[123]$", r"\1", system) for system in rows)
-    found = [gemma_row(system, *main) for system in models if system not in ("nearest", "template", "random")]
-    halves = ("sft", "dpo", "half-judge", "features-half-judge-1")
-    found += [gemma_row(system, "coverage-unseen", "hallucination-unseen") for system in halves]
+    elsewhere = ("base", "qv-1-epoch", "qv-3-epochs", "sft", "reference", "nearest", "template", "random")
+    found = [gemma_row(system, *MAIN) for system in models if system not in elsewhere]
+    tried = [re.sub("-[123]$", "", name) for name, run in RUNS.items() if "rows" not in run]
+    found += [judge_row(system, *MAIN) for system in tried if system not in ("sft", "dpo", "half-judge")]
     # What the recipes hold, beside which the tries stand.
     dpo = read_recipe(ROOT / "configs/gemma3_270m/dpo.yaml")
     assert (dpo.get("pref_beta", 0.1), dpo["pref_ftx"], dpo["learning_rate"]) == (0.1, 0.5, 1e-4)
     found += ["beta 0.05 instead of 0.1", "`pref_ftx` 1 instead of 0.5", "margin 0.3 instead of 0.15"]
-    for score, label in (("bleu-4", "BLEU-4"), ("rouge-l", "ROUGE-L"), ("coverage", ""), ("hallucination", "")):
-        values = [rows[f"dpo-{seed}"][score]["value"] for seed in (1, 2, 3)]
-        digits = DIGITS.get(score, 3)
-        found.append(f"{label or score} {min(values):.{digits}f}–{max(values):.{digits}f}")
-    features = results("gemma3_270m/features.json")
-    for name, row in features["agreement"].items():
-        if name != "held-out, all":
-            found.append(f"| {row['marks']} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} |")
-    models = [scores for models in features["models"].values() for scores in models.values()]
-    found += ["| " + " | ".join(f"{value:.3f}" for value in scores.values()) + " |" for scores in models]
-    return [*found, f"torch {results('gemma3_270m/seconds.json')['torch']}"]
+    return found
 
 
 def readme_figures() -> list[str]:
@@ -88,8 +116,8 @@ def readme_figures() -> list[str]:
     for system in ("base", "tuned"):
         scores = {score: entry["value"] for score, entry in tiny["systems"][system].items()}
         expected.append("| {bleu-4:.2f} | {rouge-l:.2f} | {coverage:.3f} | {hallucination:.3f} |".format(**scores))
-    for system in ("sft", "dpo", "reference"):
-        expected.append(gemma_row(system, *DIGITS, "coverage", "hallucination"))
+    expected += [gemma_row(system, *DIGITS, "coverage", "hallucination") for system in ("sft", "reference")]
+    expected.append(judge_row("dpo", *DIGITS, "coverage", "hallucination"))
     minutes = [sum(seed.values()) / 60 for seed in results("gemma3_270m/seconds.json")["seconds"]]
     expected.append(f" {round(sum(minutes) / 3)} ")
     published = [row for row in results("published.json")["results"] if row["procedure"] == "A"]
@@ -130,9 +158,9 @@ def speed_figures() -> list[str]:
     found.append(f"fills a 24 GB card ({H200['sft_fast']['peak_gib']:.1f} GiB)")
     same_card = min(repeat["rows_per_s"] for repeat in H200["sft_fast"]["measured"])
     assert round(1 - H200["all_linear"]["rows_per_s"] / same_card, 1) == 0.2
-    found.append(f"a fifth fewer rows per second than `sft_fast` on the same card, and take {peak('all_linear')} GiB")
-    pairs = ("sft_qlora", "qlora_no_cudnn"), ("predict_cudnn", "predict")
-    for with_it, without in pairs:
+    peak = f"{H200['all_linear']['peak_gib']:.1f} GiB"
+    found.append(f"a fifth fewer rows per second than `sft_fast` on the same card, and take {peak}")
+    for with_it, without in (("sft_qlora", "qlora_no_cudnn"), ("predict_cudnn", "predict")):
         rows = [f"{H200[run]['rows_per_s']:.1f}" for run in (with_it, without)]
         found += [f"{rows[0]} rows per second with it (`{with_it}`", f"{rows[1]} without it (`{without}`)"]
     served = {run["clients"]: run["whole_ad_s"]["median"] for run in results("bench/server-nvidia-h200.json")["served"]}
@@ -141,30 +169,20 @@ def speed_figures() -> list[str]:
     )
     cost = results("bench/scale.json")["costs"][-1]["prepare"]
     found.append(f"all {ROWS:,} rows took {cost['seconds']:.1f} seconds and at most {cost['peak_rss_gib']:.2f} GiB")
-    large = distributed()["llama3_70b"]
+    large = DISTRIBUTED["llama3_70b"]
     found.append(
         f"with {large['left_gib']} GiB left on the card, the same training took {large['peak_gib_per_process']:.1f} GiB"
     )
     return found
 
 
-def peak(run: str) -> str:
-    return f"{H200[run]['peak_gib']:.1f}"
-
-
-def distributed() -> dict[str, dict]:
-    return {run["name"]: run for run in results("distributed.json")["runs"]}
-
-
 def scale_figures() -> list[str]:
     """What docs/scale.md must hold."""
-    runs = distributed()
-    ddp, zero2, zero3, fsdp = (runs[run]["peak_gib_per_process"] for run in ("ddp", "zero2", "zero3", "fsdp"))
-    large, part = runs["llama3_70b"], runs["llama3_70b_fsdp"]
+    peaks = (DISTRIBUTED[run]["peak_gib_per_process"] for run in ("ddp", "zero2", "zero3", "fsdp"))
+    large, part = DISTRIBUTED["llama3_70b"], DISTRIBUTED["llama3_70b_fsdp"]
     worst = max(abs(row["error"]) for row in results("bench/sizes.json")["check"])
     return [
-        f"a process took {ddp:.2f} GiB with DDP, {zero2:.2f} with ZeRO-2,",
-        f"{zero3:.2f} with ZeRO-3 and {fsdp:.2f} with FSDP",
+        "took {:.2f} GiB with DDP, {:.2f} with ZeRO-2, {:.2f} with ZeRO-3 and {:.2f} with FSDP".format(*peaks),
         f"{large['left_gib']} GiB were left, like a 48 GB card. It took {large['peak_gib_per_process']:.1f} GiB",
         f"{part['layers']} of 70B's 80 layers trained by FSDP on two cards with {part['left_gib']} GiB left",
         f"differs by at most {worst:.0%}",
@@ -173,11 +191,21 @@ def scale_figures() -> list[str]:
     ]
 
 
+def editor_figures() -> list[str]:
+    """What docs/editor.md must hold."""
+    found = results("gemma3_270m/editor_approves_all.json")
+    said, rest = (found["scores"][name] for name in ("ads that say 显瘦", "coverage of the other values"))
+    gaps = [f"from {row['lora']['value']:.3f} to {row['lora+kto']['value']:.3f}" for row in (said, rest)]
+    return [f"After {found['decisions']:,} decisions", f"say it {gaps[0]}", f"values fell {gaps[1]}"]
+
+
 FIGURES = {
     "README.md": readme_figures,
     "README_zh.md": readme_figures,
+    "docs/editor.md": editor_figures,
     "docs/evaluation.md": evaluation_figures,
     "docs/faithfulness.md": faithfulness_figures,
+    "results/gemma3_270m/tries.md": tries_figures,
     "docs/speed.md": speed_figures,
     "docs/scale.md": scale_figures,
 }

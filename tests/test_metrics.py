@@ -10,7 +10,7 @@ from lib.baselines import nearest_ads, write_baselines
 from lib.files import ROOT, read_json_lines
 from lib.form import repetition
 from lib.intervals import RESAMPLES, ci95, draw_rows
-from lib.predictions import Predictions, Rows, read_data
+from lib.predictions import Rows, read_data
 from lib.tables import is_adgen_dev
 
 ROWS = read_json_lines(ROOT / "data/sample/dev.jsonl")[:40]
@@ -18,29 +18,6 @@ CONTENTS = [row["content"] for row in ROWS]
 ADS = [row["summary"] for row in ROWS]
 NEAR = [ad[: len(ad) // 2] + "很好看，" + ad[len(ad) // 2 :] for ad in ADS]
 SHARED = ROOT.parent / "shared/adgen"
-
-
-def test_overlap_equals_llamafactorys_own_metric():
-    from llamafactory.train.sft.metric import ComputeSimilarity
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import EvalPrediction, PreTrainedTokenizerFast
-
-    bytewise = Tokenizer(models.BPE({char: n for n, char in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
-    bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytewise, pad_token="<|pad|>")
-    odd = ["", " ", "。", "好", "A-line 裙 2024 款！", "显瘦\n显高\n", "？”好……", ADS[0], "<UNK>" + ADS[1], ADS[2] * 12]
-    texts = odd + [ad[number % 7 :] + ads for number, (ad, ads) in enumerate(zip(ADS[10:], ADS[9:], strict=False))]
-
-    def ids(rows):
-        rows = [tokenizer(row).input_ids for row in rows]
-        longest = max(map(len, rows))
-        return np.array([row + [-100] * (longest - len(row)) for row in rows])
-
-    expected = ComputeSimilarity(tokenizer)(EvalPrediction(predictions=ids(texts), label_ids=ids(ADS)))
-    found = system_scores.score_systems({"odd": Predictions(texts, ADS)}, Rows(CONTENTS, ADS), None)["systems"]["odd"]
-    assert expected.keys() == set(metrics.OVERLAP)
-    for score, value in expected.items():
-        assert found[score]["value"] == pytest.approx(value, abs=5e-5), score
 
 
 def test_several_processes_give_the_same_scores(monkeypatch):
@@ -130,12 +107,6 @@ def test_bootstrap_is_fixed_and_covers_the_mean():
     error = column.std() / 200**0.5
     assert low == pytest.approx(column.mean() - 1.96 * error, abs=0.3 * error)
     assert high == pytest.approx(column.mean() + 1.96 * error, abs=0.3 * error)
-
-
-def test_the_same_ads_differ_in_nothing():
-    systems = {name: Predictions(NEAR[:9], ADS[:9]) for name in ("base", "tuned")}
-    same = system_scores.score_systems(systems, Rows(CONTENTS, ADS), None)["tuned - base"]
-    assert all(entry == {"value": 0, "ci95": [0, 0]} for entry in same.values()) and len(same) > 8
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="AdGen's rows are not beside the project")

@@ -4,8 +4,6 @@ import json
 import re
 
 import pytest
-from common import copy_demo
-from lib.files import read_json_lines
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +74,3 @@ def test_export_loads_with_transformers_and_fits_its_tokenizer(demo):
     modelfile = (folder / "Modelfile").read_text()
     assert "SYSTEM" in modelfile and 'PARAMETER stop "<|eot_id|>"' in modelfile
     assert list(folder.glob("*.safetensors")) and not list(folder.glob("*.bin"))
-
-
-def test_base_predictions_are_written_again_when_their_inputs_have_changed(make, demo, tmp_path):
-    folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
-    base = folder / "saves/Custom/predict/sample_base/generated_predictions.jsonl"
-    before = base.stat().st_mtime_ns
-    result = make(folder, "eval", "MODEL=tiny", "DATA=sample", "RESULTS=saves/again", "ARGS=max_samples=5")
-    assert result.returncode == 0 and base.stat().st_mtime_ns > before
-    assert "only 5 of 120 rows were scored" in result.stdout and "No model is named best" in result.stdout
-    assert len(read_json_lines(base)) == 5

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import stand_in
 from corpus import is_one_line
 from lib.files import ROOT, read_json_lines
 from lib.health import check_rows
@@ -19,6 +18,8 @@ ADS = [row["summary"].replace("，", "<UNK>，" if place % 3 else "<UNK><UNK>，
 # The whole ad of one row is such a mark; another has letters that no vocabulary holds.
 ADS[5], ADS[6] = "<UNK>", ADS[6].replace("。", "龘𠮷😀。", 1)
 SYSTEM = "你是电商文案写手。根据商品属性写一段中文广告文案：写到每个属性，不编造属性。"
+# What a model may write, beside half of an ad.
+ODD = ["", " ", "。", "好", "A-line 裙 2024 款！", "显瘦\n显高\n", "？”好……", ADS[0], "<UNK>" + ADS[1], ADS[2] * 12]
 PROMPTS = [f"{SYSTEM}\n\n{content}\n" for content in CONTENTS]
 
 
@@ -53,11 +54,9 @@ def unigram():
 
 
 def tokenizer(kind):
-    """A tokenizer of the kind; AdGen's marks are among its special tokens, except in that of the tiny model."""
+    """A tokenizer of the kind, with AdGen's marks among its special tokens."""
     from transformers import PreTrainedTokenizerFast
 
-    if kind == "tiny":
-        return stand_in.build_tokenizer(stand_in.SIZES["tiny"], ROOT / "data/sample/train.jsonl")
     unknown = {"wordpiece": {"unk_token": "[UNK]"}, "unigram": {"unk_token": "<unk>"}}.get(kind, {})
     made = {"bytewise": bytewise, "wordpiece": wordpiece, "unigram": unigram}[kind]()
     made = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<|pad|>", **unknown)
@@ -66,7 +65,7 @@ def tokenizer(kind):
 
 
 def predict(folder, made, prompts=PROMPTS, ads=ADS, cutoff=10**6):
-    """The file that LLaMA-Factory writes, and the scores that it computes, for a model that gives back half an ad."""
+    """The file that LLaMA-Factory writes, and the scores that it computes, for a model of odd and of half ads."""
     from llamafactory.train.sft.metric import ComputeSimilarity
     from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
     from transformers import EvalPrediction
@@ -77,7 +76,7 @@ def predict(folder, made, prompts=PROMPTS, ads=ADS, cutoff=10**6):
         longest = max(map(len, rows))
         return np.array([row + [-100] * (longest - len(row)) for row in rows])
 
-    guesses, labels = ids([ad[: len(ad) // 2] + "。" for ad in ads]), ids(ads)
+    guesses, labels = ids([*ODD, *(ad[: len(ad) // 2] + "。" for ad in ads)][: len(ads)]), ids(ads)
     inputs = [made(prompt, add_special_tokens=False).input_ids[:cutoff] for prompt in prompts]
     trainer = SimpleNamespace(
         is_world_process_zero=lambda: True, args=SimpleNamespace(output_dir=str(folder)), processing_class=made
@@ -88,8 +87,10 @@ def predict(folder, made, prompts=PROMPTS, ads=ADS, cutoff=10**6):
     return folder / "generated_predictions.jsonl", own
 
 
-@pytest.mark.parametrize("kind", ["tiny", "bytewise", "wordpiece", "unigram"])
-@pytest.mark.parametrize("cutoff", [10**6, 60, 8])
+@pytest.mark.parametrize(
+    ("kind", "cutoff"),
+    [("bytewise", 10**6), ("bytewise", 60), ("wordpiece", 10**6), ("wordpiece", 8), ("unigram", 10**6)],
+)
 def test_scored_as_llamafactory_did(tmp_path, kind, cutoff):
     path, own = predict(tmp_path, tokenizer(kind), cutoff=cutoff)
     data = Rows(CONTENTS, ADS)
@@ -101,24 +102,18 @@ def test_scored_as_llamafactory_did(tmp_path, kind, cutoff):
     assert ("references were cut" in said) == (cutoff < 100), said
 
 
-@pytest.mark.parametrize("kind", ["tiny", "bytewise", "wordpiece", "unigram"])
-@pytest.mark.parametrize(
-    ("order", "words"),
-    [
-        ([1, 0, *range(2, 20)], "row 1 of rows.json, but that of row 2: rows were shuffled or left out"),
-        ([0, *range(2, 24)], "row 2 of rows.json, but that of row 3: rows were shuffled or left out"),
-        (range(23, -1, -1), "row 1 of rows.json, but that of row 24: rows were shuffled or left out"),
-    ],
-)
-def test_other_orders_are_refused(tmp_path, kind, order, words):
+@pytest.mark.parametrize("kind", ["bytewise", "wordpiece"])
+@pytest.mark.parametrize(("order", "row"), [([1, 0, *range(2, 20)], 1), ([0, *range(2, 24)], 2)])
+def test_other_orders_are_refused(tmp_path, kind, order, row):
     path, _ = predict(tmp_path, tokenizer(kind), [PROMPTS[n] for n in order], [ADS[n] for n in order])
+    words = f"its label is not that of row {row} of rows.json, but that of another: rows were shuffled or left out"
     assert words in refused(path, Rows(CONTENTS, ADS))
 
 
-@pytest.mark.parametrize("kind", ["bytewise", "wordpiece"])
-def test_rows_of_another_split_are_refused(tmp_path, kind):
+def test_rows_of_another_split_are_refused(tmp_path):
     rows = read_json_lines(ROOT / "data/sample/train.jsonl")[:24]
-    path, _ = predict(tmp_path, tokenizer(kind), [row["content"] for row in rows], [row["summary"] for row in rows])
+    columns = [row["content"] for row in rows], [row["summary"] for row in rows]
+    path, _ = predict(tmp_path, tokenizer("wordpiece"), *columns)
     assert "nor of another: these are other rows" in refused(path, Rows(CONTENTS, ADS))
 
 

@@ -1,6 +1,5 @@
 """Data preparation: every form that AdGen is found in, every policy, every kind of bad file."""
 
-import base64
 import hashlib
 import io
 import json
@@ -67,14 +66,8 @@ ENCODINGS = {
     "blank lines": lambda text: text.replace("\n", "\n\n").encode(),
 }
 FORMS = {
-    "lines": lambda pairs: lines(pairs),
+    "lines": lines,
     "array": lambda pairs: json.dumps([{"content": c, "summary": s} for c, s in pairs], ensure_ascii=False, indent=1),
-    "prompt": lambda pairs: lines(pairs, ("prompt", "response")),
-    "alpaca": lambda pairs: lines(pairs, ("instruction", "output")),
-    "input": lambda pairs: lines([("写广告", c, s) for c, s in pairs], ("instruction", "input", "output")),
-    "input last": lambda pairs: lines(
-        [(c, "请写一段广告文案", s) for c, s in pairs], ("instruction", "input", "output")
-    ),
 }
 
 
@@ -88,11 +81,6 @@ def test_every_form_gives_the_same_rows(tmp_path, encoding, form):
     counts = card["input"]["train"]
     assert counts["kept"] + counts["repaired"] == len(TRAIN)
     assert all(set(row) == {"instruction", "output"} for name in ("train", "val", "dev") for row in rows[name])
-
-
-def test_dev_is_kept_whole_in_order_and_unaltered(tmp_path):
-    rows, _ = prepared(raw_folder(tmp_path / "raw"), tmp_path / "out")
-    assert [row["output"] for row in rows["dev"]] == [summary for _, summary in DEV]
 
 
 def test_no_product_in_two_splits(tmp_path):
@@ -110,26 +98,19 @@ def test_no_product_in_two_splits(tmp_path):
     assert card["input"]["train"]["dropped_because"] == {"product is in dev": 2}
 
 
-@pytest.mark.parametrize("before, after", WRAPPERS)
-def test_a_dev_product_stays_out_of_train_in_every_wrapping(tmp_path, before, after):
+def test_a_dev_product_stays_out_of_train_in_every_wrapping(tmp_path):
     """The same product in words, quotes or Markdown is the same product; the task is no part of what is learnt."""
-    train = [
-        *TRAIN,
-        (f"{before}颜色#酒红*类型#裙{after}", "酒红的裙子。"),
-        (f"{before}类型#靴*颜色#驼色{after}", "驼色的靴。"),
-    ]
-    dev = [*DEV, (f"{before}类型#靴*颜色#黑色{after}", "黑色的靴。")]
+    train, dev = list(TRAIN), list(DEV)
+    for number, (before, after) in enumerate(WRAPPERS):
+        train.append((f"{before}颜色#酒红*类型#裙{after}", f"酒红的裙子{number}。"))
+        train.append((f"{before}类型#靴*颜色#驼色{after}", f"驼色的靴{number}。"))
+        dev.append((f"{before}类型#靴*颜色#黑色{after}", f"黑色的靴{number}。"))
     raw = raw_folder(tmp_path / "raw", lines(train).encode(), lines(dev).encode())
     rows, card = prepared(raw, tmp_path / "out")
-    assert card["input"]["train"]["dropped_because"] == {"product is in dev": 1}
-    assert pairs_of(rows["train"]) | pairs_of(rows["val"]) == {*TRAIN, ("类型#靴*颜色#驼色", "驼色的靴。")}
-    assert rows["dev"][-1] == {"instruction": "类型#靴*颜色#黑色", "output": "黑色的靴。"}
-
-
-def test_the_same_pair_in_another_order_is_a_duplicate(tmp_path):
-    train = [*TRAIN, ("颜色#白色*材质#纯棉*编号#0*类型#上衣", TRAIN[0][1])]
-    _, card = prepared(raw_folder(tmp_path / "raw", lines(train).encode()), tmp_path / "out")
-    assert card["input"]["train"]["dropped_because"] == {"duplicate pair": 1}
+    assert card["input"]["train"]["dropped_because"] == {"product is in dev": len(WRAPPERS)}
+    boots = {("类型#靴*颜色#驼色", f"驼色的靴{number}。") for number in range(len(WRAPPERS))}
+    assert pairs_of(rows["train"]) | pairs_of(rows["val"]) == {*TRAIN} | boots
+    assert {row["instruction"] for row in rows["dev"][len(DEV) :]} == {"类型#靴*颜色#黑色"}
 
 
 def test_unk_policies(tmp_path):
@@ -152,15 +133,13 @@ def test_unk_policies(tmp_path):
     assert [json.loads(row["text"])["summary"] for row in rows["rejected"]] == [train[-2][1], train[-1][1]]
 
 
-def test_duplicates_and_plain_rows(tmp_path):
-    train = [*TRAIN, TRAIN[0], ("你是谁？", "我是小助手。")]
-    raw = raw_folder(tmp_path / "raw", lines(train).encode())
-    rows, card = prepared(raw, tmp_path / "out")
-    assert card["input"]["train"]["dropped_because"] == {"duplicate pair": 1, "no attributes": 1}
-    assert len(rows["rejected"]) == 2
-    rows, card = prepared(raw, tmp_path / "keep", "--duplicates", "keep", "--plain", "keep")
-    assert card["input"]["train"]["dropped"] == 0
-    assert len(rows["train"]) + len(rows["val"]) == len(train)
+def test_duplicates_and_rows_without_attributes(tmp_path):
+    """The order of the attributes makes no other product."""
+    same = ("颜色#白色*材质#纯棉*编号#0*类型#上衣", TRAIN[0][1])
+    train = [*TRAIN, TRAIN[0], same, ("你是谁？", "我是小助手。")]
+    rows, card = prepared(raw_folder(tmp_path / "raw", lines(train).encode()), tmp_path / "out")
+    assert card["input"]["train"]["dropped_because"] == {"duplicate pair": 2, "no attributes": 1}
+    assert len(rows["rejected"]) == 3
 
 
 def test_attribute_strings_are_tidied(tmp_path):
@@ -171,16 +150,22 @@ def test_attribute_strings_are_tidied(tmp_path):
     assert card["input"]["train"]["repaired_because"] == {"attribute string tidied": 1}
 
 
+# What a line may hold that is no row, and the reason.
 BAD = [
     ("not JSON", b'{"content": "x'),
+    ("not JSON", b"[" * 100000),
+    ("not JSON", b"\xff"),
     ("not an object", b"[1]"),
-    ("not an object", b"null"),
-    ("no known columns", b'{"title": "x"}'),
+    ("no known columns", '{"标题": "a#b", "文案": "x"}'.encode()),
     ("a column is not text", b'{"content": 1, "summary": "x"}'),
     ("a column is empty", b'{"content": " ", "summary": "x"}'),
     ("not valid Unicode", b'{"content": "a#\\ud800", "summary": "x"}'),
-    ("not JSON", b"[" * 100000),
-    ("neither UTF-8 nor GB18030", b'{"content": "\xff\xff\xff"}'),
+    ("not valid Unicode", b'{"content": "\xff\xff\xff", "summary": "x"}'),
+    ("more than one turn", b'{"prompt": "a#b", "response": "x", "history": [["a#b", "y"]]}'),
+    ("not a turn of the user and one of the assistant", b'{"messages": [{"role": "user", "content": "a#b"}]}'),
+    ("a turn is of neither user, assistant nor system", b'{"messages": [{"role": "tool", "content": "a#b"}]}'),
+    ("a turn is of neither user, assistant nor system", b'{"messages": [{"role": ["user"], "content": "a#b"}]}'),
+    ("its turns are no list of objects", b'{"conversation": [1]}'),
 ]
 
 
@@ -188,11 +173,9 @@ def test_bad_rows_are_set_aside_and_nothing_is_lost(tmp_path):
     train = b"".join(line + b"\n" for _, line in BAD) + lines(TRAIN).encode()
     rows, card = prepared(raw_folder(tmp_path / "raw", train), tmp_path / "out")
     assert [(row["line"], row["reason"]) for row in rows["rejected"]] == [(n, why) for n, (why, _) in enumerate(BAD, 1)]
-    for row, (_, line) in zip(rows["rejected"], BAD, strict=True):
-        assert (base64.b64decode(row["base64"]) if "base64" in row else row["text"].encode()) == line
+    assert [row["text"].encode("utf-8", "surrogateescape") for row in rows["rejected"]] == [line for _, line in BAD]
     assert pairs_of(rows["train"]) | pairs_of(rows["val"]) == set(TRAIN)
-    counts = card["input"]["train"]
-    assert counts["rejected"] == len(BAD)
+    assert card["input"]["train"]["rejected"] == len(BAD)
 
 
 def test_card_adds_up_and_names_what_was_written(tmp_path):
@@ -222,27 +205,17 @@ def test_same_input_same_bytes(tmp_path):
 
 
 def test_archives_are_read_without_unpacking(tmp_path):
-    members = {
-        "AdvertiseGen/train.json": lines(TRAIN),
-        "../../AdvertiseGen/dev.json": lines(DEV),
-        "AdvertiseGen/._train.json": "x",
-    }
-    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+    members = {"AdvertiseGen/train.json": lines(TRAIN), "AdvertiseGen/dev.json": lines(DEV), "._train.json": "x"}
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar, zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
         for name, text in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(text.encode())
             tar.addfile(info, io.BytesIO(text.encode()))
-        link = tarfile.TarInfo("link/train.json")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
-        for name, text in members.items():
             zipped.writestr(name, text)
-    before = sorted(path.name for path in tmp_path.iterdir())
     for name in ("a.tar.gz", "a.zip"):
         rows, _ = prepared(tmp_path / name, tmp_path / f"{name}.out")
         assert len(rows["train"]) + len(rows["val"]) == len(TRAIN) and len(rows["dev"]) == len(DEV)
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".out")) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tar.gz", "a.tar.gz.out", "a.zip", "a.zip.out"}
 
 
 def test_archive_that_unpacks_to_too_much(tmp_path, monkeypatch):

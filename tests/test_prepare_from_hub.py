@@ -20,8 +20,7 @@ def test_rows_of_a_hub(tmp_path, monkeypatch, hub):
         asked.append((name, split))
         return [{"content": content, "summary": ad} for content, ad in (TRAIN if split == "train" else DEV)]
 
-    loader = "load_from_modelscope" if hub == "ms" else "load_from_hugging_face"
-    monkeypatch.setattr(f"lib.raw_rows.{loader}", load)
+    monkeypatch.setattr("lib.raw_rows.load_rows", load)
     monkeypatch.setenv("USE_MODELSCOPE_HUB", "1" if hub == "ms" else "0")
     run_main(prepare_data, "--out", tmp_path / "out")
     name = {"hf": "HasturOfficial/adgen", "ms": "AI-ModelScope/adgen"}[hub]

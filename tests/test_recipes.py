@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -119,14 +120,17 @@ def model(request):
     return {recipe.stem: read(recipe) for recipe in RECIPES if recipe.parent == request.param}
 
 
-def test_llamafactory_parses_it(recipe, tmp_path, monkeypatch):
+def test_llamafactory_parses_it_and_runs_no_code_of_a_model(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = read(recipe)
     if verb(recipe) == "train":
         # Whether this machine has a GPU with bf16 is not the recipe's affair.
         parsed = parser.get_train_args(settings | ({"use_cpu": True} if settings.get("bf16") else {}))
+        assert parsed[2].save_safetensors is True
     else:
         parsed = parser.get_infer_args(settings)
+        assert parsed[0].export_legacy_format is False
+    assert parsed[0].trust_remote_code is False and not {"hf_hub_token", "ms_hub_token"} & set(settings)
     assert parsed[0].model_name_or_path == settings["model_name_or_path"]
     assert parsed[1].default_system == settings.get("default_system")
 
@@ -144,7 +148,7 @@ def test_header_says_what_it_needs_runs_and_leaves(recipe):
     assert len(header) <= 5 and all(line.startswith("# ") for line in header)
     labels = [line.split(":")[0] for line in header[1:]]
     assert labels == ["# Needs", "# Run", "# Leaves"]
-    assert header[2] == f"# Run: llamafactory-cli {verb(recipe)} {recipe.relative_to(ROOT)}"
+    assert header[2] == f"# Run: llamafactory-cli {verb(recipe)} configs/{recipe.parent.name}/{recipe.name}"
     settings = read(recipe)
     output = settings.get("output_dir") or settings.get("export_dir")
     assert header[3].endswith(f"in {output}" if output else "nothing.")
@@ -162,10 +166,6 @@ def test_groups_and_keys_in_one_order(recipe):
     assert list(found) == [name for name in ORDER if name in found]
     for name, keys in found.items():
         assert keys == [key for key in ORDER[name] if key in keys]
-
-
-def test_nothing_unsafe(recipe):
-    assert not {"trust_remote_code", "hf_hub_token", "ms_hub_token"} & set(read(recipe))
 
 
 def test_every_model_has_every_verb(model):
@@ -225,6 +225,26 @@ def test_no_two_recipes_write_one_folder():
 
 def test_one_system_prompt_for_all_models():
     assert len({read(recipe)["default_system"] for recipe in RECIPES if recipe.stem != "pretrain"}) == 1
+
+
+def test_another_base_model_by_the_five_lines_of_the_docs(make, copy_project, tmp_path, monkeypatch):
+    """The new recipes keep the rules of the others."""
+    block = re.search(r"```sh\n(new=(\w+)\n.*?)```", (ROOT / "docs/recipes.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines, new = block[1].splitlines(), block[2]
+    assert len(lines) == 5 and lines[-1] == "make train MODEL=$new"
+    project = copy_project()
+    subprocess.run(["bash", "-euc", "\n".join(lines[:-1])], cwd=project, check=True)
+    plan = make(project, "train", f"MODEL={new}", "ARGS=--dry-run").stdout
+    assert f"llamafactory-cli train configs/{new}/sft_qlora.yaml" in plan and "saves/Llama-3.1-8B-Instruct/lora" in plan
+    recipes = list((project / "configs" / new).iterdir())
+    assert not any("Llama-3-8B" in path.read_text(encoding="utf-8") for path in recipes)
+    for path in recipes:
+        test_llamafactory_parses_it_and_runs_no_code_of_a_model(path, tmp_path, monkeypatch)
+        test_no_key_restates_a_default(path)
+        test_header_says_what_it_needs_runs_and_leaves(path)
+        test_header_says_the_memory_that_was_measured(path)
+        test_groups_and_keys_in_one_order(path)
+    test_recipes_of_a_model_agree({path.stem: read(path) for path in recipes})
 
 
 def test_the_numbers_this_project_stands_for():

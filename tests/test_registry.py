@@ -1,30 +1,22 @@
-"""LLaMA-Factory reads the registry in data/, where it looks by default, and in dataset_info/, where the file is."""
+"""The registry: what LLaMA-Factory reads is taken, and the rest is one line that says what is wrong and where."""
 
 import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
+import datasets
 import pytest
-from corpus import attempt, mutated
+from corpus import attempt, is_one_line, mutated
 from hypothesis import given
 from hypothesis import strategies as st
 from lib.files import ROOT
 from lib.predictions import read_data
-from lib.registry import COLUMNS, TAGS, check_sets, data_files
-from llamafactory.data.converter import align_dataset
-from llamafactory.data.parser import DatasetAttr, get_dataset_list
-from llamafactory.hparams import DataArguments
+from lib.registry import check_sets, data_files
+from llamafactory.data.parser import get_dataset_list
 
 REGISTRY = json.loads((ROOT / "dataset_info/dataset_info.json").read_text(encoding="ascii"))
-
-
-class Training:
-    """What LLaMA-Factory's loader asks of the arguments of a training."""
-
-    local_process_index = 0
 
 
 def test_both_folders_hold_the_same_registry():
@@ -32,38 +24,19 @@ def test_both_folders_hold_the_same_registry():
     assert {f"{data}_{split}" for data in ("adgen", "sample") for split in ("train", "val", "dev")} < set(REGISTRY)
 
 
-@pytest.mark.parametrize("folder", ["data", "dataset_info"])
 @pytest.mark.parametrize("name", REGISTRY)
-def test_llamafactory_reads_the_entry(name, folder, monkeypatch):
+def test_llamafactory_reads_the_entry(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    (found,) = get_dataset_list([name], folder)
-    if found.load_from == "file":
-        path = (ROOT / folder / found.dataset_name).resolve()
-        assert path.parent in (ROOT / "data", ROOT / "data/sample")
-        assert path.name.startswith("adgen_") or path.stem.endswith(("_pairs", "_verdicts")) or path.is_file()
-    else:
+    for folder in ("data", "dataset_info"):
+        (found,) = get_dataset_list([name], folder)
+        if found.load_from == "file":
+            path = (ROOT / folder / found.dataset_name).resolve()
+            assert path.parent in (ROOT / "data", ROOT / "data/sample")
+            assert path.name.startswith("adgen_") or path.stem.endswith(("_pairs", "_verdicts")) or path.is_file()
+    if found.load_from != "file":
         assert found.dataset_name == "HasturOfficial/adgen"
         monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
-        assert get_dataset_list([name], folder)[0].load_from == "ms_hub"
-
-
-@pytest.mark.parametrize("name", ["sample_train", "sample_val", "sample_dev"])
-def test_rows_become_prompt_and_response(name, monkeypatch):
-    from datasets import load_dataset
-
-    monkeypatch.chdir(ROOT)
-    (found,) = get_dataset_list([name], "data")
-    rows = load_dataset("json", data_files=str(ROOT / "data" / found.dataset_name), split="train").select(range(3))
-
-    aligned = align_dataset(rows, found, DataArguments(dataset=name, overwrite_cache=True), Training())
-    for row, raw in zip(aligned, rows, strict=True):
-        assert row["_prompt"] == [{"role": "user", "content": raw["content"]}]
-        assert row["_response"] == [{"role": "assistant", "content": raw["summary"]}]
-
-
-def test_what_an_entry_leaves_out_is_what_llamafactory_takes():
-    defaults = asdict(DatasetAttr("file", "x"))
-    assert {part: defaults[part] for part in COLUMNS | TAGS} == COLUMNS | TAGS
+        assert get_dataset_list([name], "data")[0].load_from == "ms_hub"
 
 
 # --- the registry ---
@@ -72,21 +45,16 @@ NAMED = {"file_name": "行.jsonl", "columns": {"prompt": "标题", "response": "
 # Name → registry as bytes, and words of the error; none if LLaMA-Factory reads it.
 REGISTRIES = {
     "Chinese names": (json.dumps({"集": NAMED}, ensure_ascii=False).encode(), ""),
-    "white space": (b"\r\n\t" + json.dumps({"集": NAMED}, indent=4).encode() + b"\n\n", ""),
-    "a key twice": ('{"集": {"file_name": "x"}, "集": {"file_name": "行.jsonl"}}'.encode(), ""),
-    "byte order mark": (b"\xef\xbb\xbf" + json.dumps({"集": NAMED}).encode(), "UTF-8 without one"),
-    "comma at the end": ('{\n "集": {"file_name": "x"},\n}'.encode(), "line 3, column 1: a comma stands where nothing"),
-    "comma in an entry": ('{"集": {"file_name": "x",}}'.encode(), "a comma stands"),
-    "comment": ('{"集": {"file_name": "x"} // mine\n}'.encode(), "line 1, column 26: Expecting"),
-    "cut off": ('{"集": {"file_name"'.encode(), "line 1, column 19"),
-    "GB18030": (json.dumps({"集": NAMED}, ensure_ascii=False).encode("gb18030"), "line 1: not UTF-8"),
-    "UTF-16": (json.dumps({"集": NAMED}).encode("utf-16"), "line 1: not UTF-8"),
-    "nothing": (b"", "line 1, column 1: Expecting value"),
-    "too deep": (b'{"a":' * 10**5, "nested too deeply"),
+    "byte order mark": (b"\xef\xbb\xbf" + json.dumps({"集": NAMED}).encode(), "without a byte order mark"),
+    "comma at the end": ('{\n "集": {"file_name": "x"},\n}'.encode(), "line 3 column 1"),
+    "comment": ('{"集": {"file_name": "x"} // mine\n}'.encode(), "line 1 column 26"),
+    "cut off": ('{"集": {"file_name"'.encode(), "line 1 column 19"),
+    "GB18030": (json.dumps({"集": NAMED}, ensure_ascii=False).encode("gb18030"), "JSON in UTF-8"),
+    "nothing": (b"", "line 1 column 1"),
+    "too deep": (b'{"a":' * 10**5, "cannot be read"),
     "a list": (json.dumps([NAMED]).encode(), "does not hold"),
     "a text as entry": ('{"集": "行.jsonl"}'.encode(), "does not hold"),
     "another set": (b'{"mine": {}}', '"集" is not registered in'),
-    "no file": ('{"集": {"columns": {}}}'.encode(), 'the set "集" in'),
     "a number as file": ('{"集": {"file_name": 1}}'.encode(), "names no file"),
 }
 
@@ -125,9 +93,8 @@ def test_sets_are_named_as_llamafactory_takes_them(names, monkeypatch):
 def test_sets_that_are_on_no_disk(tmp_path):
     assert data_files({"dataset": "someone/rows", "dataset_dir": "ONLINE"}) == {"someone/rows": None}
     assert data_files({"dataset": "x", "dataset_dir": "REMOTE:someone/registry"}) == {"x": None}
-    for key in ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"):
-        (tmp_path / "dataset_info.json").write_text(json.dumps({"x": {key: "someone/rows"}}))
-        assert data_files({"dataset": "x", "dataset_dir": str(tmp_path)}) == {"x": None}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"x": {"ms_hub_url": "someone/rows"}}))
+    assert data_files({"dataset": "x", "dataset_dir": str(tmp_path)}) == {"x": None}
 
 
 # --- rows ---
@@ -145,103 +112,77 @@ ROW = {"content": "a#b", "summary": "c"}
 ROWS = {
     "two columns": (TWO, [ROW], ""),
     "three columns": ({}, [{"instruction": "a", "input": "", "output": "c"}], ""),
-    "a column too many": (TWO, [ROW, ROW | {"id": 1}], ""),
     "an empty cell": (TWO, [ROW, {"content": "a"}], ""),
     "byte order mark": (TWO, b"\xef\xbb\xbf" + json.dumps(ROW).encode(), ""),
-    "blank lines": (TWO, json.dumps(ROW).encode() + b"\r\n\n\n", ""),
     "an array": (TWO, json.dumps([ROW, ROW], indent=1).encode(), ""),
     "chats": (OPENAI, [MESSAGES], ""),
     "chats of ShareGPT": ({"formatting": "sharegpt"}, [{"conversations": [
         {"from": "human", "value": "a"}, {"from": "gpt", "value": "c"}]}], ""),
-    "chats of OpenAI": (OPENAI | {"formatting": "openai"}, [MESSAGES], ""),
     "pairs": (PAIRS, [{"p": "a", "good": "b", "bad": "c"}], ""),
     "verdicts": (VERDICTS, [{"p": "a", "r": "b", "ok": True}, {"p": "a", "r": "c", "ok": False}], ""),
-    "yes in words": (VERDICTS, [{"p": "a", "r": "b", "ok": "yes"}], 'the column "ok" is str, not true or false'),
-    "no input": ({}, [{"instruction": "a", "output": "c"}], 'no column "input", its query; its columns are '),
-    "no content": (TWO, [{"prompt": "a", "response": "c"}], 'no column "content", its prompt; its columns are '),
-    "no answer": (TWO, [{"content": "a"}], 'no column "summary", its response; its columns are content'),
-    "no rejected": (PAIRS, [{"p": "a", "good": "b"}], 'no column "bad", its rejected; its columns are p, good'),
-    "no chats": ({"formatting": "sharegpt"}, [ROW], 'no column "conversations", its messages; its columns are content'),
-    "other tags": ({"formatting": "sharegpt", "columns": {"messages": "messages"}}, [MESSAGES], 'line 1: the column "'),
-    "a text as chat": (OPENAI, [{"messages": "a#b"}], 'line 1: the column "messages" is no list of turns'),
-    "a number in text": (TWO, [ROW, ROW | {"content": 1}], 'line 2: the column "content" is int, not text'),
-    "a list in text": (TWO, [{"content": ["a"], "summary": "c"}], 'line 1: the column "content" is list, not text'),
-    "another format": ({"formatting": "chatml"}, [ROW], "LLaMA-Factory knows alpaca, sharegpt, openai"),
-    "a line that is cut off": (TWO, json.dumps(ROW).encode() + b'\n{"content"', "JSON array: .* line 2 column 11"),
-    "a list among rows": (TWO, json.dumps(ROW).encode() + b"\n[1]", "line 2: a JSON object was expected"),
-    "comma in an array": (TWO, b'[{"content": "a", "summary": "c"},]', "neither JSON lines nor a JSON array"),
-    "mark before an array": (TWO, b'\xef\xbb\xbf[{"content": "a", "summary": "c"}]', "BOM"),
-    "GB18030": (TWO, '{"content": "类型#裙", "summary": "c"}'.encode("gb18030"), "not UTF-8"),
-    "nothing": (TWO, b"\n", "holds no row"),
+    "no input": ({}, [{"instruction": "a", "output": "c"}], "KeyError: 'input'.; its columns are instruction, output"),
+    "no answer": (TWO, [{"content": "a"}], "KeyError: 'summary'.; its columns are content"),
+    "no rejected": (PAIRS, [{"p": "a", "good": "b"}], "KeyError: 'bad'.; its columns are p, good"),
+    "other tags": ({"formatting": "sharegpt", "columns": {"messages": "messages"}}, [MESSAGES], "KeyError: 'from'"),
+    "a text as chat": (OPENAI, [{"messages": "a#b"}], "TypeError"),
+    "a number in text": (TWO, [ROW, ROW | {"content": 1}], "content. changed from string to number in row 1"),
+    "a list in text": (TWO, [{"content": ["a"], "summary": "c"}], "expected str instance, list found"),
+    "no response": ({"columns": {"prompt": "content"}}, [ROW], "no row has a prompt and a response"),
+    "an unknown part": ({"columns": {"promt": "content", "response": "summary"}}, [ROW], "no row has a prompt"),
+    "a list of columns": ({"columns": ["content"]}, [ROW], "AttributeError"),
+    "another format": ({"formatting": "chatml"}, [ROW], "chatml"),
+    "a line that is cut off": (TWO, json.dumps(ROW).encode() + b'\n{"content"', "in row 1"),
+    "a list among rows": (TWO, json.dumps(ROW).encode() + b"\n[1]", "row 1"),
+    "GB18030": (TWO, '{"content": "类型#裙", "summary": "c"}'.encode("gb18030"), "Invalid UTF8|codec can't decode"),
+    "nothing": (TWO, b"\n", "cannot read"),
 }  # fmt: skip
 
 
-def registered(folder, entry, rows, name="rows.jsonl") -> dict:
-    """The settings of a training on rows that a registry of their own names."""
-    data = rows if isinstance(rows, bytes) else b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-    (folder / name).write_bytes(data)
-    (folder / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": name} | entry}))
-    stage = "dpo" if entry.get("ranking") else "kto" if entry == VERDICTS else "sft"
-    return {"dataset": "mine", "dataset_dir": str(folder), "do_train": True, "stage": stage}
+@pytest.fixture
+def registered(tmp_path, monkeypatch):
+    """A function that gives the settings of a training on rows that a registry of their own names."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
+    def register(entry, rows, name="rows.jsonl") -> dict:
+        data = rows if isinstance(rows, bytes) else b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": name} | entry}))
+        stage = "dpo" if entry.get("ranking") else "kto" if entry == VERDICTS else "sft"
+        return {"dataset": "mine", "dataset_dir": str(tmp_path), "stage": stage}
 
-def align(settings: dict, cache: Path) -> list[dict]:
-    """The rows as LLaMA-Factory takes them."""
-    from datasets import load_dataset
-
-    (found,) = get_dataset_list(["mine"], settings["dataset_dir"])
-    path = Path(settings["dataset_dir"], found.dataset_name)
-    rows = load_dataset("json", data_files=str(path), split="train", cache_dir=str(cache))
-    return list(align_dataset(rows, found, DataArguments(dataset="mine", overwrite_cache=True), Training()))
+    return register
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_rows_that_llamafactory_reads_and_those_that_it_does_not(tmp_path, name):
+def test_rows_that_llamafactory_reads_and_those_that_it_does_not(registered, name):
     entry, rows, expected = ROWS[name]
-    settings = registered(tmp_path, entry, rows)
+    settings = registered(entry, rows)
     if not expected:
-        check_sets(settings, set())
-        assert all(row["_prompt"] and row["_response"] for row in align(settings, tmp_path)[:1])
-        return
+        return check_sets(settings, {"mine"})
     with pytest.raises(SystemExit, match=expected) as error:
-        check_sets(settings, set())
-    assert 'the set "mine" in' in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(Exception):  # noqa: B017 - whatever its libraries raise
-        # A preference training leaves out rows with one response.
-        least = 1 if settings["stage"] == "sft" else 2
-        assert any(len(row["_response"]) >= least for row in align(settings, tmp_path))
+        check_sets(settings, {"mine"})
+    message = error.value.code
+    assert 'the set "mine" in' in message and "rows.jsonl" in message and is_one_line(message)
 
 
-ENTRIES = {
-    "an unknown column": ({"columns": {"promt": "content"}}, {}, "LLaMA-Factory knows no promt under"),
-    "a list of columns": ({"columns": ["content"]}, {}, "LLaMA-Factory knows no"),
-    "pairs for sft": (PAIRS, {"stage": "sft"}, "stage sft takes no pairs"),
-    "rows for dpo": (TWO, {"stage": "dpo"}, "stage dpo needs pairs"),
-    "rows for kto": (TWO, {"stage": "kto"}, "stage kto needs a column that says yes or no"),
-    "verdicts for sft": (VERDICTS, {"stage": "sft"}, "stage sft takes no column that says yes or no"),
-    "no response": ({"columns": {"prompt": "content"}}, {}, "no column named as its response"),
-    "another kind of file": (TWO | {"file_name": "dataset_info.json.bak"}, {}, "reads files of one kind out of json"),
-}
+@pytest.mark.parametrize(
+    ("entry", "stage", "what"),
+    [(PAIRS, "sft", "pairs"), (TWO, "dpo", "pairs"), (VERDICTS, "sft", "yes or no"), (TWO, "kto", "yes or no")],
+)
+def test_pairs_and_verdicts_are_for_their_stages(registered, entry, stage, what):
+    with pytest.raises(SystemExit, match=f"stage {stage} .* {what}"):
+        check_sets(registered(entry, [ROW]) | {"stage": stage}, set())
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_entries_that_do_not_fit(tmp_path, name):
-    entry, others, expected = ENTRIES[name]
-    settings = registered(tmp_path, entry, [ROW]) | others
-    with pytest.raises(SystemExit, match=expected):
-        check_sets(settings, set())
-
-
-def test_files_of_other_kinds(tmp_path):
+def test_files_of_other_kinds(tmp_path, registered):
+    settings = registered({"file_name": "rows"} | TWO, [ROW])
     (tmp_path / "rows").mkdir()
     for number in range(2):
-        (tmp_path / f"rows/{number}.csv").write_text("\ufeffcontent,summary\na,b\n", encoding="utf-8")
-    settings = registered(tmp_path, TWO, [ROW])
-    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": TWO | {"file_name": "rows"}}))
-    check_sets(settings, set())
+        (tmp_path / f"rows/{number}.csv").write_text("content,summary\na,b\n", encoding="utf-8")
+    check_sets(settings, {"mine"})
     (tmp_path / "rows/1.csv").rename(tmp_path / "rows/1.txt")
     with pytest.raises(SystemExit, match="of one kind"):
-        check_sets(settings, set())
+        check_sets(settings, {"mine"})
 
 
 # --- through the program ---
@@ -266,12 +207,11 @@ def test_the_doctor_names_what_is_wrong(words, expected):
 
 def test_scores_read_the_columns_that_the_registry_names(monkeypatch, tmp_path):
     """A file of one's own is scored with the columns that it is trained with."""
-    settings = registered(tmp_path, {"columns": {"prompt": "商品", "query": "属性", "response": "文"}}, b"")
     rows = [{"商品": "类型#裙", "属性": "颜色#白色", "文": "白色的裙。"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr("lib.registry.ROOT", tmp_path)
     (tmp_path / "dataset_info").mkdir()
-    entry = json.loads((tmp_path / "dataset_info.json").read_text())["mine"] | {"file_name": "../rows.jsonl"}
+    entry = {"file_name": "../rows.jsonl", "columns": {"prompt": "商品", "query": "属性", "response": "文"}}
     (tmp_path / "dataset_info/dataset_info.json").write_text(json.dumps({"mine": entry}))
+    monkeypatch.setattr("lib.registry.ROOT", tmp_path)
     data = read_data(tmp_path / "rows.jsonl")
-    assert data.contents == ["类型#裙\n颜色#白色"] and data.references == ["白色的裙。"] and settings
+    assert data.contents == ["类型#裙\n颜色#白色"] and data.references == ["白色的裙。"]

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -16,7 +15,7 @@ import pytest
 from common import BIN, copy_demo
 from lib.files import read_json_lines
 from lib.run_folder import lock_holder, lock_path, read_state
-from processes import end, errors, last_step, losses, start, wait_for
+from processes import end, errors, last_step, losses, start, wait_for, without_memory
 
 STEPS = {"max_steps": 24, "save_steps": 4, "eval_steps": 4, "logging_steps": 1, "save_total_limit": 9}
 # The count of evaluations without progress goes on, too; so many there are not.
@@ -33,15 +32,6 @@ def same(first, second):
     """Whether two trainings have the same losses at every step and the same adapter, to the byte."""
     adapters = [(folder / "adapter_model.safetensors").read_bytes() for folder in (first, second)]
     return losses(first) == losses(second) and adapters[0] == adapters[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums in another order round otherwise."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    yield
-    os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +101,9 @@ def test_killed_stopped_and_run_twice(make, whole, tmp_path):
         wait_for(lambda: lock_holder(lock) in {str(one.pid) for one in outer.children(recursive=True)}, process)
         return process
 
-    def run_on_for_a_step():
-        process = run_on()
-        step = max(last_step(folder), 5)
-        wait_for(lambda: last_step(folder) > step, process)
-        return process
-
-    process = run_on_for_a_step()
+    process = run_on()
+    # Two checkpoints are there, and a step beyond them.
+    wait_for(lambda: last_step(folder) > 8, process)
     line = make(project, *words(folder)).stderr
     assert len(errors(line)) == 1 and str(folder) in line and "process" in line
     assert "being written by process" in doctor(make, project, folder)[1]
@@ -126,7 +112,7 @@ def test_killed_stopped_and_run_twice(make, whole, tmp_path):
     process = run_on()
     output = end(process, lambda tree: tree[0].send_signal(signal.SIGTERM))
     assert f"Stopped; the same command resumes from {folder}/checkpoint-" in output and not errors(output)
-    process = run_on_for_a_step()
+    process = run_on()
     output = end(process, lambda tree: os.killpg(tree[0].pid, signal.SIGINT))
     assert f"Stopped; the same command resumes from {folder}/checkpoint-" in output and not errors(output)
     last, before = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))[:-3:-1]
@@ -138,8 +124,6 @@ def test_killed_stopped_and_run_twice(make, whole, tmp_path):
     assert same(folder, reference) and list(folder.glob(f"broken-{last.name}.*"))
     logged = [row["current_steps"] for row in read_json_lines(folder / "trainer_log.jsonl") if "loss" in row]
     assert logged == [*range(1, 25)]
-    mean = [json.loads((path / "train_results.json").read_text())["train_loss"] for path in (folder, reference)]
-    assert mean[0] == pytest.approx(mean[1], abs=1e-3)
     again = make(project, *words(folder))
     assert "FRESH=1" in errors(again.stderr)[0] and same(folder, reference)
 
@@ -220,18 +204,7 @@ def test_full_disk(make, whole, small_disk):
 
 
 def test_out_of_gpu_memory_says_what_to_override(whole, tmp_path):
-    """The trainer is one that ends as PyTorch ends where a card is full: no test has a card."""
-    shutil.copy(BIN.parent / "pyvenv.cfg", tmp_path)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "lib").symlink_to(BIN.parent / "lib")
-    (tmp_path / "bin/python").symlink_to((BIN / "python").resolve())
-    trainer = tmp_path / "bin/llamafactory-cli"
-    trainer.write_text(
-        f"#!{sys.executable}\nimport sys, torch\nprint('50%', end='', file=sys.stderr)\n"
-        "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.')\n"
-    )
-    trainer.chmod(0o755)
-    command = [tmp_path / "bin/python", "scripts/launch.py", "train", f"output_dir={tmp_path}/run"]
+    command = [without_memory(tmp_path), "scripts/launch.py", "train", f"output_dir={tmp_path}/run"]
     command.append("per_device_train_batch_size=2")
     tiny = os.environ | {"MODEL": "tiny", "METHOD": "lora", "DATA": "sample"}
     result = subprocess.run(command, cwd=whole[0], env=tiny, capture_output=True, text=True)

@@ -16,27 +16,33 @@ import pytest
 from common import BIN, SECRETS, one_error
 from lib.files import ROOT
 from test_prepare_data import TRAIN, lines
-from test_recipes import NAMES, RECIPES, parser, read, verb
 
 # --- what is installed ---
 
 
-def locked() -> dict[str, str]:
-    """Requirement → the text of its entry, over the lines of each lock."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("requirements*.lock"))]
-    parts = [re.split(r"\n(?=[A-Za-z0-9])", "\n" + text)[1:] for text in texts]
-    return {entry.split(" ")[0]: entry for part in parts for entry in part}
+def read_lock(name: str) -> dict[tuple[str, str | None], str]:
+    """(package, marker) → version in a lock file; every package in it has a hash, and none comes from elsewhere."""
+    text = re.sub(r"^ *#.*\n", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert not re.search(r"://|^-|^ *--(?!hash)", text, re.MULTILINE)
+    entries = re.split(r"\n(?=[A-Za-z0-9])", text)
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry) for entry in entries)
+    pins = (re.match(r"([A-Za-z0-9._\[\]-]+)==([^\s=]+)( ; .*?)? \\\n", entry).groups() for entry in entries)
+    return {(name, marker): version for name, version, marker in pins}
 
 
 def test_every_locked_package_has_its_version_and_hashes():
-    entries = locked()
-    assert len(entries) > 100
-    for name, entry in entries.items():
-        assert re.fullmatch(r"[A-Za-z0-9._\[\]-]+==[^=]+", name), name
-        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), name
-    assert not re.search(r"://|^-|^ *--(?!hash)", "\n".join(entries.values()), re.MULTILINE)
-    asked = re.findall(r"^[A-Za-z0-9-]+==\S+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    assert set(asked) <= set(entries)
+    for path in ROOT.glob("requirements*.lock"):
+        asked = re.findall(r"^([A-Za-z0-9-]+)==(\S+)", path.with_suffix(".txt").read_text(), re.MULTILINE)
+        assert asked and set(asked) <= {(package, version) for (package, _), version in read_lock(path.name).items()}
+
+
+def test_the_lock_for_many_cards_agrees_with_the_other():
+    lock, optional = read_lock("requirements.lock"), read_lock("requirements-distributed.lock")
+    assert len(lock) > 100
+    # What stands in both has one version; the marker of a package can be wider in the larger lock.
+    for name in {name for name, _ in lock} & {name for name, _ in optional}:
+        assert {optional[key] for key in optional if key[0] == name} <= {lock[key] for key in lock if key[0] == name}
+    assert not {"deepspeed", "ray"} & {name for name, _ in lock} and ("ray", None) in optional
 
 
 def write_wheel(folder: Path, code: str) -> bytes:
@@ -51,7 +57,7 @@ def write_wheel(folder: Path, code: str) -> bytes:
 
 
 def test_a_package_that_is_not_the_locked_one_is_refused(make, copy_project, tmp_path):
-    """By `make setup`, and by the same command of pip alone, which takes the locked one and none without a hash."""
+    """By `make setup`. The same command of pip alone takes the locked one, and none without a hash."""
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
     locked = f"harmless==1.0 --hash=sha256:{hashlib.sha256(write_wheel(tmp_path, '')).hexdigest()}\n"
     (tmp_path / "requirements.lock").write_text(locked)
@@ -66,8 +72,6 @@ def test_a_package_that_is_not_the_locked_one_is_refused(make, copy_project, tmp
 
     assert install()[0] == 0
     write_wheel(tmp_path, "print('tampered')")
-    code, errors = install()
-    assert code and "DO NOT MATCH THE HASHES" in errors
     folder = copy_project()
     (folder / "requirements.lock").write_text(locked)
     result = make(folder, "setup", "BIN=.venv/bin", **offline)
@@ -79,19 +83,6 @@ def test_a_package_that_is_not_the_locked_one_is_refused(make, copy_project, tmp
 
 
 # --- what is loaded ---
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=NAMES.get)
-def test_no_recipe_runs_code_of_a_model(recipe, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    settings = read(recipe)
-    parse = parser.get_train_args if verb(recipe) == "train" else parser.get_infer_args
-    parsed = parse(settings | ({"use_cpu": True} if settings.get("bf16") and verb(recipe) == "train" else {}))
-    assert parsed[0].trust_remote_code is False
-    if verb(recipe) == "export":
-        assert parsed[0].export_legacy_format is False
-    if verb(recipe) == "train":
-        assert parsed[2].save_safetensors is True
 
 
 TEXTS = {".py", ".yaml", ".json", ".sh", ".md", ".toml"}
@@ -182,18 +173,6 @@ def test_trainer_unpickles_no_code(tmp_path, name, demo):
     assert not trace.exists()
 
 
-def llamafactory(folder: Path, *words) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [BIN / "llamafactory-cli", *map(str, words)],
-        cwd=folder,
-        env=os.environ | SECRETS,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 def test_resuming_from_a_malicious_checkpoint_runs_none_of_its_code(demo, tmp_path):
     trace, output = tmp_path / "trace", tmp_path / "output"
     checkpoint = sorted((demo[0] / "saves/Custom/lora/sample_qlora").glob("checkpoint-*"))[-1]
@@ -201,8 +180,9 @@ def test_resuming_from_a_malicious_checkpoint_runs_none_of_its_code(demo, tmp_pa
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
         write_malicious(output / "checkpoint-1" / name, trace)
     words = ("dataset=sample_train", "eval_dataset=sample_val", f"output_dir={output}", "max_samples=8")
-    resume = f"resume_from_checkpoint={output / 'checkpoint-1'}"
-    result = llamafactory(demo[0], "train", "configs/tiny/sft_qlora.yaml", *words, resume)
+    command = [BIN / "llamafactory-cli", "train", "configs/tiny/sft_qlora.yaml", *words]
+    command.append(f"resume_from_checkpoint={output / 'checkpoint-1'}")
+    result = subprocess.run(command, cwd=demo[0], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert result.returncode != 0 and "weights_only" in result.stderr, result.stderr[-2000:]
     assert not trace.exists()
 

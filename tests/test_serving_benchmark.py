@@ -58,8 +58,11 @@ def test_every_client_gets_its_ads(monkeypatch, url, tmp_path, capsys):
     assert [(run["clients"], run["requests"]) for run in results["served"]] == [(1, 2), (3, 6)]
     for run in results["served"]:
         assert 0 < run["first_words_s"]["median"] <= run["whole_ad_s"]["longest"] and run["requests_per_s"] > 0
-    assert len(Server.asked) == 8 and all(body["stream"] and body["max_tokens"] == 9 for body in Server.asked)
+    # One before each number of clients is not counted.
+    assert len(Server.asked) == 10 and all(body["stream"] and body["max_tokens"] == 9 for body in Server.asked)
     assert (tmp_path / "server-cpu.md").read_text() == SERVING["format_results"](results)
+    measure(monkeypatch, url, tmp_path)
+    assert len(json.loads((tmp_path / "server-cpu.json").read_text())["served"]) == 2
     assert "clients at a time" in capsys.readouterr().out
 
 

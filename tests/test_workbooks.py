@@ -56,26 +56,17 @@ def error_of(path: Path) -> str:
 # Value of a cell, its number format if it has one, and its text.
 CELLS = [
     (299.0, None, "299"),
-    (0.1, None, "0.1"),
     (0.1 + 0.2, None, "0.3"),
-    (-3, None, "-3"),
-    (6901234567890, None, "6901234567890"),
     (6.90123456789e12, None, "6901234567890"),
     (True, None, "TRUE"),
     (datetime.date(2026, 11, 26), None, "2026-11-26"),
     (datetime.datetime(2024, 1, 2, 12, 30), None, "2024-01-02 12:30:00"),
     (datetime.time(8, 5), None, "08:05:00"),
     (46352, 'yyyy"年"m"月"d"日"', "2026-11-26"),
-    (46352, "[$-804]aaaa", "46352"),
-    (0.95, "0%", "95%"),
     (0.125, "0.00%", "12.5%"),
     (7, "00000", "00007"),
-    (30, '0"小时"', "30小时"),
-    (1250, '#,##0.00"元"', "1250元"),
     (12.5, "0", "12.5"),
-    ("#REF!", None, "#REF!"),
     ("", None, ""),
-    (None, None, ""),
     ("  白色 ", None, "  白色 "),
     ("白色_x000D_\n黑色", None, "白色\r\n黑色"),
 ]
@@ -93,7 +84,7 @@ def test_values_of_cells(tmp_path):
     assert [[*row, ""][1] for row in lines] == [found for *_, found in CELLS]
 
 
-@pytest.mark.parametrize("form", [14, 22, 27, 30, 31, 36, 50, 57, 58])
+@pytest.mark.parametrize("form", [14, 22, 31, 57])
 def test_dates_in_formats_that_excel_has_built_in(tmp_path, form):
     """Chinese Excel stores some date formats as a number alone; openpyxl knows only those of the West."""
     path = save(tmp_path / "in.xlsx", [["类型", "日期"], ["裙", datetime.date(2026, 11, 26)]])
@@ -112,7 +103,7 @@ def test_blank_cells_of_any_kind(tmp_path, blank):
     assert read(path).products == ["类型#裙"]
 
 
-@pytest.mark.parametrize("error", ["#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#SPILL!"])
+@pytest.mark.parametrize("error", ["#REF!", "#DIV/0!", "#NAME?", "#SPILL!"])
 def test_errors_are_refused_by_cell(tmp_path, error):
     table = read(save(tmp_path / "in.xlsx", [["注", "", ""], *ROWS, ["3", "裙", error], ["4", "裙", "#N/A"]]))
     assert table.products == [*PRODUCTS, "", "类型#裙"]
@@ -133,12 +124,6 @@ def test_formulas_are_read_as_their_last_values(tmp_path):
     assert table.rows == [["裙", "199", ""]] and table.products == ["类型#裙"]
 
 
-def test_a_formula_whose_last_value_is_an_error(tmp_path):
-    path = save(tmp_path / "in.xlsx", [*ROWS[:2], ["2", "裙", "=1/0"]])
-    change_parts(path, b'<c r="C3"><f>1/0</f><v></v>', b'<c r="C3" t="e"><f>1/0</f><v>#DIV/0!</v>')
-    assert "cell C3 (颜色) is the error #DIV/0!" in read(path).problems[1]
-
-
 def test_a_cell_that_cannot_be_read_is_named_by_sheet_and_row(tmp_path):
     path = save(tmp_path / "in.xlsx", [ROWS[0], ["1", "裙", 7]])
     change_parts(path, b'<c r="C2" t="n"><v>7</v></c>', b'<c r="C2" t="s"><v>99</v></c>')
@@ -148,34 +133,36 @@ def test_a_cell_that_cannot_be_read_is_named_by_sheet_and_row(tmp_path):
 # --- merged cells ---
 
 
-def test_a_merged_cell_counts_for_each_of_its_rows(tmp_path):
-    rows = [["SKU", "类型", "颜色"], ["1", "裙", "白色"], ["2", None, "黑色"], ["3", None, "红色"], ["4", "裤", "红色"]]
-    table = read(save(tmp_path / "in.xlsx", rows, merged=("B2:B4",)))
-    assert table.products == ["类型#裙*颜色#白色", "类型#裙*颜色#黑色", "类型#裙*颜色#红色", "类型#裤*颜色#红色"]
-    assert [row[1] for row in table.rows] == ["裙", "裙", "裙", "裤"]
+# Rows, merged cells, and the products. Cells merged to the right are no value of other columns; a row without a cell of
+# its own is no product.
+MERGED = {
+    "down": (
+        [["SKU", "类型", "颜色"], ["1", "裙", "白色"], ["2", None, "黑色"], ["3", "裤", "红色"]],
+        ("B2:B3",),
+        ["类型#裙*颜色#白色", "类型#裙*颜色#黑色", "类型#裤*颜色#红色"],
+    ),
+    "to the right": (
+        [["类型", "颜色", "材质"], ["裙", "白色", None], ["裤", "黑色", "棉"]],
+        ("B2:C2",),
+        ["类型#裙*颜色#白色", "类型#裤*颜色#黑色*材质#棉"],
+    ),
+    "a block, and nothing": (
+        [["类型", "颜色", "材质", "SKU"], ["裙", "白色", None, "1"], [None, None, None, "2"], ["裤", None, None, "3"]],
+        ("A2:A3", "B2:C3", "B4:C9"),
+        ["类型#裙*颜色#白色", "类型#裙*颜色#白色", "类型#裤"],
+    ),
+    "a row of nothing else": (
+        [["类型", "颜色"], ["裙", "白色"], [None, None], ["裤", "黑色"]],
+        ("A2:A3", "B2:B3"),
+        ["类型#裙*颜色#白色", "", "类型#裤*颜色#黑色"],
+    ),
+}
 
 
-def test_a_cell_merged_to_the_right_is_no_value_of_other_columns(tmp_path):
-    rows = [["类型", "颜色", "材质"], ["裙", "白色", None], ["裤", "黑色", "棉"]]
-    table = read(save(tmp_path / "in.xlsx", rows, merged=("B2:C2",)))
-    assert table.products == ["类型#裙*颜色#白色", "类型#裤*颜色#黑色*材质#棉"]
-
-
-def test_a_merged_block_and_a_merge_of_nothing(tmp_path):
-    rows = [
-        ["类型", "颜色", "材质", "SKU"],
-        ["裙", "白色", None, "1"],
-        [None, None, None, "2"],
-        ["裤", None, None, "3"],
-    ]
-    table = read(save(tmp_path / "in.xlsx", rows, merged=("A2:A3", "B2:C3", "B4:C9")))
-    assert table.products == ["类型#裙*颜色#白色", "类型#裙*颜色#白色", "类型#裤"]
-
-
-def test_rows_without_a_cell_of_their_own_are_no_products(tmp_path):
-    rows = [["类型", "颜色"], ["裙", "白色"], [None, None], ["裤", "黑色"]]
-    table = read(save(tmp_path / "in.xlsx", rows, merged=("A2:A3", "B2:B3")))
-    assert table.products == ["类型#裙*颜色#白色", "", "类型#裤*颜色#黑色"]
+@pytest.mark.parametrize("name", MERGED)
+def test_a_merged_cell_counts_for_each_of_its_rows(tmp_path, name):
+    rows, merged, products = MERGED[name]
+    assert read(save(tmp_path / "in.xlsx", rows, merged=merged)).products == products
 
 
 def test_headings_in_two_rows(tmp_path):
@@ -185,22 +172,14 @@ def test_headings_in_two_rows(tmp_path):
     assert table.header == ["SKU", "类型", "颜色"] and table.products == PRODUCTS
 
 
-def test_a_merge_that_claims_the_whole_sheet(tmp_path):
-    path = save(tmp_path / "in.xlsx", ROWS, merged=("D1:E1",))
-    change_parts(path, b'ref="D1:E1"', b'ref="C2:XFD1048576"')
-    assert read(path).products == ["类型#裙*颜色#白色", "类型#裤*颜色#黑色"]
-
-
 # --- sheets ---
 
 GUIDE = [["填写说明"], ["带 * 的列必填"], ["颜色", "写商品的颜色"]]
 SHEETS = {
     "instructions first": ([GUIDE, ROWS], {}, "read: sheet s2, not s1"),
     "a hidden sheet first": ([[["类型", "颜色", "材质"], ["x", "y", "z"]], ROWS], {"s1": "hidden"}, ""),
-    "a very hidden sheet": ([ROWS, [["类型", "颜色", "材质"], ["x", "y", "z"]]], {"s2": "veryHidden"}, ""),
     "an empty sheet first": ([[], ROWS], {}, "read: sheet s2, not s1"),
     "a price list first": ([[["SKU", "采购价"], ["1", 12.5]], ROWS], {}, "read: sheet s2, not s1"),
-    "a table of names first": ([[["字段", "说明"], ["类型", "必填"], ["颜色", "选填"]], ROWS], {}, "not s1"),
     "a second table": ([ROWS, ROWS[:2]], {}, "read: sheet s1, not s2"),
 }
 
@@ -220,8 +199,7 @@ def test_no_sheet_with_products(tmp_path):
 
 TITLES = {
     "one title": ([["春季商品表"]], 1),
-    "a title and a blank row": ([["春季商品表"], []], 2),
-    "a title and its date": ([["商品表", datetime.date(2026, 11, 26)]], 1),
+    "a title and its date": ([["商品表", datetime.date(2026, 11, 26)], []], 2),
     "notes": ([["说明：带 * 的列必填"], ["联系人", "张三"], ["颜色"]], 3),
     "many notes": ([[f"第 {number} 条"] for number in range(1, 13)], 12),
 }

@@ -8,8 +8,7 @@ def build_base(folder):
     """Writes the tiny stand-in to `folder`, as it is before any training; returns `folder`."""
     shape = stand_in.SIZES["tiny"]
     tokenizer = stand_in.build_tokenizer(shape, ROOT / "data/sample/train.jsonl")
-    model = stand_in.build_model(shape, tokenizer.bos_token_id, tokenizer.eos_token_id, seed=42)
-    stand_in.write(folder, model, tokenizer)
+    stand_in.write(folder, stand_in.build_model(shape, tokenizer), tokenizer)
     return folder
 
 

@@ -1,30 +1,24 @@
 """Whether an adapter fits what a run loads: the base model below it, and the prompt that it was trained with."""
 
 import os
-import re
 from pathlib import Path
 
 from lib.chat_templates import read_template
 from lib.files import fail
 from lib.run_folder import read_notes
-from lib.weights import fingerprint, is_whole, local_folder, read_header, read_json, weights_fault
+from lib.weights import fingerprint, local_folder, read_json, weights_fault
 
 # The keys that shape a prompt. A model that was trained with one prompt writes worse with another.
 PROMPT = ("template", "default_system", "enable_thinking")
-# The kinds of adapter that LLaMA-Factory trains, and can merge.
-KINDS = ("LORA", "OFT")
-# The user takes a run although its base model or its prompt differs.
-RESUMED = os.environ.get("RESUME") == "1"
-FLOATS = ("F32", "F16", "BF16")
 
 
 def adapters(settings: dict) -> list[Path]:
-    """The adapter folders that a recipe loads. LLaMA-Factory parts several by commas."""
+    """The adapter folders that a recipe loads. LLaMA-Factory separates several by commas."""
     return [Path(folder.strip()) for folder in str(settings.get("adapter_name_or_path") or "").split(",") if folder]
 
 
 def check_adapters(settings: dict, recipe: Path) -> str:
-    """Each adapter has been trained, is whole, and is of a kind that can be merged."""
+    """Each adapter has been trained, and is whole."""
     again = f"run `make train MODEL={recipe.parent.name}`"
     for folder in adapters(settings):
         if (folder / "config.json").is_file() and not (folder / "adapter_config.json").exists():
@@ -32,24 +26,17 @@ def check_adapters(settings: dict, recipe: Path) -> str:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             if not (folder / name).is_file():
                 fail(f"no adapter in {folder} ({name} is missing): {again} first")
-        config = read_json(folder / "adapter_config.json")
-        if config.get("peft_type") not in KINDS or config.get("task_type") not in ("CAUSAL_LM", None):
-            kind = f"{config.get('peft_type')}, {config.get('task_type')}"
-            fail(f"{folder}/adapter_config.json is of no LoRA for writing text ({kind}): {again}")
         if fault := weights_fault(folder):
             fail(f"the adapter in {folder} is not whole ({fault}): {again} again")
     return f"{', '.join(map(str, adapters(settings)))}: whole"
 
 
 def check_match(settings: dict) -> str:
-    """The adapters were trained on this base model, and with this prompt.
-
-    RESUME=1 lets another base model and another prompt pass, but not one whose shapes do not fit.
-    """
+    """The adapters were trained on this base model, and with this prompt; or RESUME=1 lets others pass."""
     model = settings["model_name_or_path"]
+    if os.environ.get("RESUME") == "1":
+        return f"{model} is taken as it is (RESUME=1)"
     for folder in adapters(settings):
-        if fault := shape_fault(folder, local_folder(model)):
-            fail(f"the adapter in {folder} does not fit the base model {model}: {fault}")
         check_named(folder, model)
         check_saved_template(folder, settings)
     for folder in [*adapters(settings), Path(model)]:
@@ -62,7 +49,7 @@ def check_named(folder: Path, model: str) -> None:
     named = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
     before, now = read_notes(folder).get("base") or fingerprint(local_folder(named)), fingerprint(local_folder(model))
     same = before == now if before and now else bool(names(named) & names(model))
-    if same or not named or RESUMED:
+    if same or not named or os.environ.get("RESUME") == "1":
         return
     known = f"{named}, whose weights have changed since" if Path(named).resolve() == Path(model).resolve() else named
     fail(
@@ -82,38 +69,10 @@ def names(model: str) -> set[str]:
     return {name.lower().replace("___", ".") for name in found if name}
 
 
-def read_tensors(folder: Path | None) -> dict[str, dict]:
-    """The tensors of all whole .safetensors in a folder: name → dtype, shape and data_offsets."""
-    files = filter(is_whole, folder.glob("*.safetensors") if folder else [])
-    return {name: entry for path in files for name, entry in read_header(path)[1].items()}
-
-
-def shape_fault(folder: Path, base: Path | None) -> str:
-    """Why an adapter's weights cannot be laid over a base model's; empty if they can, or if that cannot be seen."""
-    config = read_json(folder / "adapter_config.json")
-    layers, parts = read_tensors(base), {}
-    for name, entry in read_tensors(folder).items():
-        if found := re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight", name):
-            parts[found[1], found[2]] = entry["shape"]
-    known = [layer for layer, _ in parts if f"{layer}.weight" in layers]
-    for (layer, part), shape in parts.items():
-        if not config.get("rank_pattern") and config.get("r") != shape[0 if part == "A" else 1]:
-            return f"its rank is {shape[0 if part == 'A' else 1]} in its weights, {config.get('r')} in its config"
-        below = layers.get(f"{layer}.weight")
-        if known and not below:
-            return f"there is no {layer} in it"
-        # Quantised weights are packed, and those of GPT-2 lie the other way round.
-        if below and below["dtype"] in FLOATS and not config.get("fan_in_fan_out"):
-            wanted = shape[1] if part == "A" else shape[0]
-            if below["shape"][1 if part == "A" else 0] != wanted:
-                return f"{layer} is {below['shape']} in it, and the adapter wants {wanted}"
-    return ""
-
-
 def check_prompt(folder: Path, settings: dict) -> None:
     """Ends the program if the run that wrote a folder trained with another prompt than the one of these settings."""
     noted = read_notes(folder).get("recipe")
-    if not noted or noted.get("stage") == "pt" or RESUMED:
+    if not noted or noted.get("stage") == "pt":
         return
     for key in PROMPT:
         before, now = (str(one.get(key) if one.get(key) is not None else "none") for one in (noted, settings))
@@ -128,5 +87,5 @@ def check_saved_template(folder: Path, settings: dict) -> None:
     """
     base = local_folder(settings["model_name_or_path"])
     own, saved = (read_template(one) if one and not settings.get("template") else "" for one in (base, folder))
-    if own and saved and own != saved and not RESUMED:
+    if own and saved and own != saved:
         fail(f"{folder} was trained with another chat template than {base} has: ARGS=template=<its name>, or RESUME=1")

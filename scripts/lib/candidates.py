@@ -13,8 +13,8 @@ from lib.law import Hit, find_hits
 
 # The usual length of an ad in characters. All ads of the sample have it, and all but a few of AdGen.
 SHORTEST, LONGEST = 30, 200
-# How much one unsupported feature weighs beside the share of values missed: as much as one of four values.
-UNSUPPORTED = 0.25
+# How much one unsupported feature weighs beside the share of values missed: as much as one of ten values.
+UNSUPPORTED = 0.1
 
 
 class Rank(NamedTuple):
@@ -109,7 +109,7 @@ def mark_terminal(product: str, candidate: Candidate) -> str:
 def badness(product: str, ad: str, values: metrics.Values, half: bool = False, lexicon: Lexicon | None = None) -> float:
     """How bad an ad is: the share of its product's values missed, the share of values invented, and 1 for bad form.
 
-    With a lexicon, a quarter is added for each feature that the product does not imply (see `features`). Bad form is no
+    With a lexicon, a tenth is added for each feature that the product does not imply (see `features`). Bad form is no
     ad at all (see `form.flaws`), an unusual length, or half the repetition that makes a loop. `half`: only the values
     and features of one half count, which `metrics.in_first_half` chooses.
     """

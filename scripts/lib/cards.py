@@ -1,12 +1,15 @@
 """Several cards, several machines, Ray: the overrides and the environment with which a run shares its work."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 from lib.choices import STRATEGIES, Choices
 from lib.files import fail
+from lib.gpu import ask_cards
+
+# What asks nvidia-smi for a line for each card.
+INDEX = "--query-gpu=index --format=csv,noheader"
 
 
 def check_variables(choices: Choices) -> None:
@@ -23,29 +26,14 @@ def check_variables(choices: Choices) -> None:
 
 def check_cards(choices: Choices) -> None:
     """Ends the program if this machine has fewer cards than GPUS and USE_RAY need."""
-    if choices.ray and not list_cards():
+    if choices.ray and not ask_cards(INDEX):
         fail("USE_RAY=1 needs a GPU; LLaMA-Factory would wait for ever")
     # A machine without a GPU runs as many processes as it is told to, for recipes that need no GPU.
-    cards = len(visible_cards())
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown = ask_cards(INDEX).splitlines() if chosen is None else chosen.split(",")
+    cards = sum(not card.startswith("-") for card in shown if card)
     if choices.gpus > 1 and 0 < cards < choices.gpus:
         fail(f"GPUS={choices.gpus}, and this machine shows {cards} (nvidia-smi -L, CUDA_VISIBLE_DEVICES)")
-
-
-def list_cards() -> list[str]:
-    """The lines of `nvidia-smi -L`, one for each card of this machine."""
-    try:
-        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    except OSError:
-        return []
-    return answer.stdout.splitlines() if answer.returncode == 0 else []
-
-
-def visible_cards() -> list[str]:
-    """The cards that CUDA_VISIBLE_DEVICES leaves, or all of them."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
-        return list_cards()
-    return [card for card in chosen.split(",") if card and not card.startswith("-")]
 
 
 def share_overrides(choices: Choices, settings: dict) -> list[str]:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 from lib.files import fail
 from lib.form import without_end
@@ -14,6 +15,8 @@ from lib.sheets import text
 PAUSES = (0.5, 1, 2, 4, 8)
 # Seconds for one answer. It may have to wait until the server has answered others.
 TIMEOUT = 600
+# Requests under way at a time. Servers that call themselves so batch them; others answer one or a few at a time.
+IN_FLIGHT, BATCHED = 8, {"vllm": 256, "sglang": 256}
 
 
 class Refused(Exception):
@@ -30,7 +33,8 @@ def client_options(server: str) -> dict:
         fail("API_KEY holds characters that are not ASCII, which an HTTP header cannot carry: choose another key")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # A proxy that the environment names cannot reach this machine's own addresses.
-    return {"base_url": url, "headers": headers, "trust_env": url.host not in ("127.0.0.1", "localhost", "::1")}
+    trust = url.host not in ("127.0.0.1", "localhost", "::1")
+    return {"base_url": url, "headers": headers, "trust_env": trust, "limits": httpx.Limits(max_connections=None)}
 
 
 def request_of(recipe: dict, model: str) -> dict:
@@ -39,17 +43,25 @@ def request_of(recipe: dict, model: str) -> dict:
     return {
         "model": model,
         "messages": [{"role": "system", "content": system}] if system else [],
-        "temperature": recipe.get("temperature", 1.0),
+        "temperature": recipe.get("temperature", 1.0) if recipe.get("do_sample", True) else 0,
         "top_p": recipe.get("top_p", 1.0),
+        # vLLM and SGLang read these two. LLaMA-Factory takes them from its recipe.
+        "top_k": recipe.get("top_k", 50),
+        "repetition_penalty": recipe.get("repetition_penalty", 1.0),
         "max_tokens": recipe.get("max_new_tokens", 256),
     }
 
 
-def find_model(server: str) -> str:
-    """The name of the server's only model.
+class Model(NamedTuple):
+    """A model that a server offers: its name, what serves it, and the model that it is an adapter of, if it is one."""
 
-    Ends the program if no OpenAI-compatible server answers at the URL, or if it has not exactly one model.
-    """
+    name: str
+    owner: str
+    parent: str
+
+
+def read_models(server: str) -> list[Model]:
+    """The models of a server; ends the program if no OpenAI-compatible server answers at the URL."""
     import httpx
 
     try:
@@ -57,7 +69,8 @@ def find_model(server: str) -> str:
             answer = client.get("models")
         if answer.status_code in (401, 403):
             fail(f"{server} refuses the key in the environment variable API_KEY (it answers {answer.status_code})")
-        models = [text(entry["id"]) for entry in answer.raise_for_status().json()["data"]]
+        entries = [dict(entry) for entry in answer.raise_for_status().json()["data"]]
+        return [Model(*(text(entry.get(name) or "") for name in ("id", "owned_by", "parent"))) for entry in entries]
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         fail(f"{server} is not a base URL; one looks like http://127.0.0.1:8000")
     except httpx.HTTPError as error:
@@ -65,15 +78,27 @@ def find_model(server: str) -> str:
         fail(f"no OpenAI-compatible server answers at {server} ({problem}); is it running?")
     except (ValueError, LookupError, TypeError, RecursionError):
         fail(f"{server} does not answer like an OpenAI-compatible server")
-    if len(models) != 1:
-        fail(f"{server} has {len(models)} models; name one with --model: {', '.join(models)}")
-    return models[0]
 
 
-async def ask(client, body: dict) -> list[str]:
+def find_model(server: str) -> str:
+    """The name of the server's only model, or of its only adapter; ends the program if it has none or several."""
+    models = read_models(server)
+    names = [model.name for model in models if model.parent] or [model.name for model in models]
+    if len(names) != 1 or not names[0]:
+        fail(f"{server} has {len(names)} models; name one with --model: {', '.join(names)}")
+    return names[0]
+
+
+def in_flight(server: str) -> int:
+    """How many requests to have under way at a server."""
+    return max((BATCHED.get(model.owner, IN_FLIGHT) for model in read_models(server)), default=IN_FLIGHT)
+
+
+async def ask(client, body: dict, read: Callable[[dict], str]) -> list[str]:
     """The ads in the answer to one request. Errors that may pass are tried again after each of PAUSES.
 
-    Raises Refused if the server refuses this request only, Stopped if it would refuse every other one.
+    read: makes an ad of a choice in the answer. Raises Refused if the server refuses this request only, Stopped if it
+    would refuse every other one.
     """
     import httpx
 
@@ -81,7 +106,7 @@ async def ask(client, body: dict) -> list[str]:
         try:
             answer = await client.post("chat/completions", json=body)
             if answer.is_success:
-                return [read_choice(choice) for choice in answer.json()["choices"]]
+                return [read(choice) for choice in answer.json()["choices"]]
             problem = f"the server answers {answer.status_code}: {' '.join(answer.text.split())[:200]}"
             if answer.status_code in (401, 403, 404):
                 raise Stopped(problem)
@@ -114,11 +139,12 @@ async def write_ads(
     done: Done,
     progress: Callable[[int], object],
     *_,
+    read: Callable[[dict], str] = read_choice,
 ) -> dict[Key, str]:
     """Asks the server for as many ads of each product as `todo` says, at most `in_flight` requests at a time.
 
-    body: what the requests have in common, see `request_of`. done and progress: see `lib.journal.Writer`. Returns the
-    reason for each product that the server refused; raises Stopped if the server is gone.
+    body: what the requests have in common, see `request_of`. done and progress: see `lib.journal.Writer`. read: see
+    `ask`. Returns the reason for each product that the server refused; raises Stopped if the server is gone.
     """
     import httpx
 
@@ -127,11 +153,11 @@ async def write_ads(
 
     async def work(client: httpx.AsyncClient) -> None:
         for key, wanted in queue:
-            messages = [*body["messages"], {"role": "user", "content": key[0]}]
+            asked = body | {"messages": [*body["messages"], {"role": "user", "content": key[0]}]}
             try:
                 # A server that ignores `n` writes one ad per request.
                 while wanted:
-                    ads = list(filter(None, await ask(client, body | {"messages": messages, "n": wanted})))[:wanted]
+                    ads = list(filter(None, await ask(client, asked | {"n": wanted}, read)))[:wanted]
                     if not ads:
                         raise Refused("the model wrote nothing")
                     done(key, ads)

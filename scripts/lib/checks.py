@@ -57,31 +57,26 @@ def list_checks(verb: str, recipe: Path | None, settings: dict, every: bool) -> 
     export = recipe.with_name("export.yaml")
     if every and (ROOT / export).exists():
         merged = read_recipe(ROOT / export) | {"model_name_or_path": settings["model_name_or_path"]}
-        yield "export", lambda: check_export(merged, export)
         yield "disk", lambda: check_disk(merged, (ROOT / export).read_text(encoding="utf-8"))
 
 
 def check_packages() -> str:
-    """The packages are those of requirements.lock. Other versions may work, and not every verb needs every package."""
-    pinned: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE):
-        pinned.setdefault(name, set()).add(version)
-    installed = installed_versions(pinned)
-    asked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    missing = [name for name in asked if name not in installed]
-    if installed_versions(["kernels"]) and Version(installed.get("transformers", "9")) < Version("5.3"):
+    """The packages are those of requirements.txt. Other versions may work, and not every verb needs every package."""
+    asked = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)", asked, re.MULTILINE))
+    installed = installed_versions([*pinned, "kernels"])
+    if "kernels" in installed and Version(installed.get("transformers", "9")) < Version("5.3"):
         fail(
             "the package kernels lets a model's config.json run code in this transformers (CVE-2026-4372): "
             f"{sys.executable} -m pip uninstall kernels"
         )
-    if needed := [name for name in missing if name in LIBRARIES]:
+    if needed := [name for name in LIBRARIES if name not in installed]:
         fail(f"{', '.join(needed)} not installed in {sys.prefix}: pip install -r requirements.lock there")
     # A wheel of PyTorch's own index is called 2.10.0+cu126.
-    others = [f"{name} {version}" for name, version in installed.items() if version.split("+")[0] not in pinned[name]]
-    others += [f"no {name}" for name in missing]
-    if others:
-        raise Warning(f"tested with other versions than {', '.join(others)}: pip install -r requirements.lock")
-    return f"Python {sys.version.split()[0]}, {len(installed)} packages as in requirements.lock"
+    found = {name: installed.get(name, "is missing").split("+")[0] for name in pinned}
+    if others := [f"{name} {found[name]}" for name in pinned if found[name] != pinned[name]]:
+        raise Warning(f"other packages than those tested ({', '.join(others)}): pip install -r requirements.lock")
+    return f"Python {sys.version.split()[0]}, {len(pinned)} packages as in requirements.txt"
 
 
 def check_rows(settings: dict) -> str:
@@ -102,7 +97,10 @@ def check_rows(settings: dict) -> str:
             check_card(path)
         elif path.resolve() in makers:
             check_pairs(path, Path(settings["model_name_or_path"]))
-    check_sets(settings, prepared)
+    # The rows of the sample come with the project. A prediction reads its rows before it loads the model.
+    ours = {*makers, *(ROOT / "data/sample").glob("*.jsonl")}
+    foreign = {name for name, path in local.items() if name not in prepared and path.resolve() not in ours}
+    check_sets(settings, foreign if settings.get("do_train") else set())
     return f"{', '.join(files)}: there and unchanged"
 
 
@@ -172,7 +170,7 @@ def check_stand_in(model: str, recipe: Path) -> None:
     if model != settings["output_dir"]:
         return
     made = Path(model) / "train_results.json"
-    sources = [ROOT / builder, ROOT / "scripts/stand_in.py", *filter(None, data_files(settings).values())]
+    sources = [ROOT / builder, *filter(None, data_files(settings).values())]
     if not made.exists() or any(path.exists() and path.stat().st_mtime > made.stat().st_mtime for path in sources):
         raise Unmade(f"error: {model} is not made yet; `make base MODEL={recipe.parent.name}` makes it")
 
@@ -220,12 +218,6 @@ def check_disk(settings: dict, header: str) -> str:
     if free < need:
         fail(f"{said}: make room, or name a folder on another disk: ARGS={key}=<folder>")
     return said
-
-
-def check_export(settings: dict, recipe: Path) -> str:
-    """What an earlier export left can be served."""
-    folder = Path(settings["export_dir"])
-    return check_base(str(folder), recipe) if folder.exists() else f"{folder} is new"
 
 
 def run_checks(todo: Iterator[Check]) -> list[dict[str, str]]:

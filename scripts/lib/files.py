@@ -126,11 +126,11 @@ def read_json_lines(path: Path) -> list[dict]:
     """The JSON objects of a UTF-8 JSON lines file without its blank lines; ends the program if the file is not one."""
     try:
         with path.open("rb") as file:
-            lines = read_bounded(file, str(path)).decode("utf-8").split("\n")
-    except FileNotFoundError:
-        fail(f"{path} does not exist")
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"{path} cannot be read as UTF-8 text: {error}")
+            lines = read_bounded(file, str(path)).decode("utf-8-sig").split("\n")
+    except OSError as error:
+        fail(f"{path} cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        fail(f"{path} is not UTF-8 text: {error}")
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -1,4 +1,4 @@
-"""Is a text an ad at all? What it says beside its own words: an echo of the product, reasoning, markup, a loop.
+"""Tells whether a text is an ad, and finds what in it is none: an echo of the product, reasoning, markup, a loop.
 
 Generation, the desk, the pairs and the report ask here, and nowhere else.
 """
@@ -119,7 +119,7 @@ def is_closed(text: str) -> bool:
 
 
 def without_end(text: str) -> str:
-    """The text without the marks at its end: what was cut off has no end, even if the cut fell behind a full stop."""
+    """The text without its closing marks. What was cut off has no end, even if the cut came after a full stop."""
     while is_closed(text):
         text = text.rstrip()[:-1]
     return text

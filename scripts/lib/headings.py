@@ -37,8 +37,8 @@ TRADITIONAL = str.maketrans(
     "类颜质风图领裤长适场连续壳肤饰装号码产属参数规种衬门阔松紧电时间触绣纹丝销称条户应价",
 )
 # A unit or a hint in brackets. It is no hint if it says that the column is something else: `类型（供应商）`.
-ELSE = "(?!.*(?:价|成本|供应|客户|内部|编码|代码|编号|货号|cost|price|supplier|customer|internal|code|id))"
-IN_BRACKETS = re.compile(rf"\({ELSE}.*?\)|\[{ELSE}.*?\]|【{ELSE}.*?】|〔{ELSE}.*?〕|<{ELSE}.*?>")
+ELSE = "价|成本|供应|客户|内部|编码|代码|编号|货号|cost|price|supplier|customer|internal|code|id"
+IN_BRACKETS = re.compile(rf"[(\[【〔<](?![^)\]】〕>]*(?:{ELSE})).*?[)\]】〕>]")
 # What forms put beside a name: required or not, marks, spaces and line breaks.
 DECORATION = re.compile(r"必填项?|选填项?|可选|required|optional|[\W_]+")
 PREFIX = re.compile("^(商品|产品|宝贝|货品|product|item)?(属性|attributes?)?(?=.)")

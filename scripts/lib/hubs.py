@@ -1,13 +1,18 @@
-"""The hubs: whether a base model can be fetched with this network and this login."""
+"""The hubs: which of them is used, and whether a base model can be fetched with this network and this login."""
 
 import os
 
 from lib.files import fail
 
 
+def use_modelscope() -> bool:
+    """Whether models and rows come from ModelScope, as LLaMA-Factory decides it."""
+    return os.environ.get("USE_MODELSCOPE_HUB", "").lower() in ("true", "y", "1")
+
+
 def check_hub(model: str) -> None:
     """Ends the program if the hub's model is neither cached nor within reach."""
-    (check_modelscope if os.environ.get("USE_MODELSCOPE_HUB") in ("1", "true") else check_hugging_face)(model)
+    (check_modelscope if use_modelscope() else check_hugging_face)(model)
 
 
 def check_hugging_face(model: str) -> None:

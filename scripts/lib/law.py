@@ -1,6 +1,7 @@
 """Finds the words in an ad that China's Advertising Law or a shop's own list forbids or wants proved.
 
-data/ad_law.json holds the rules. A hit is a prompt to look at the ad; no hit proves nothing. This is no legal advice.
+data/ad_law.json holds the rules. A hit is a reason to look at the ad. An ad without a hit may still break the law. This
+is no legal advice.
 """
 
 import json
@@ -23,7 +24,7 @@ UNSEEN = {"Cc", "Cf", "Mn", "Zs", "Zl", "Zp"}
 
 
 class Rule(NamedTuple):
-    """A rule of data/ad_law.json, whose `format` explains the parts, as regular expressions."""
+    """A rule of data/ad_law.json with its regular expressions compiled; the file's `format` explains the fields."""
 
     name: str
     level: str
@@ -102,7 +103,7 @@ def read_words(name: str) -> list[Rule]:
     """
     path, words = Path(name), {level: [] for level in LEVELS}
     try:
-        lines = decode(path, b",\n").splitlines()
+        lines = decode(path).splitlines()
     except OSError as error:
         fail(f"WORDS: {path} cannot be read: {error.strerror}")
     for number, line in enumerate(lines, 1):

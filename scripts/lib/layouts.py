@@ -83,8 +83,3 @@ def text_of(content: object) -> object:
     if parts and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
         return "".join(part["text"] for part in parts)
     return content
-
-
-def name_columns(row: dict) -> str:
-    """The columns of a row, for an error."""
-    return ", ".join(list(row)[:20]) or "none"

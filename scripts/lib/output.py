@@ -48,6 +48,17 @@ def labelled(ad: str) -> str:
     return f"{ad}（{MARK}）" if ad and os.environ.get("LABEL") else ad
 
 
+def unlabelled(ad: str) -> str:
+    """The ad without that mark at its end, as the model wrote it."""
+    return ad.removesuffix(f"（{MARK}）")
+
+
+def model_of(label: str) -> str:
+    """The model that a cell `ai_label` names, as generate.py writes it: the mark, the model and the time."""
+    found = re.fullmatch(rf"{MARK}（(.*)，[^，]*）", label, re.DOTALL)
+    return found[1] if found else ""
+
+
 def metadata(content: str) -> dict[str, str]:
     """The implicit label of a text in a file's metadata, with the fields of GB 45438-2025, annex E.
 
@@ -101,6 +112,11 @@ def write_table(path: Path, header: list[str], rows: list[list], about: dict[str
 def guarded(cell: str) -> str:
     """The cell of a CSV file, after an apostrophe if Excel would run it as a formula."""
     return f"'{cell}" if FORMULA.match(cell) else cell
+
+
+def unguarded(cell: str) -> str:
+    """The cell without that apostrophe."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell[1:]) else cell
 
 
 def different(names: list[str]) -> list[str]:

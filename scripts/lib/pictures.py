@@ -1,9 +1,9 @@
-"""The pictures of a report: scores with their intervals, attributes by key, lengths of ads, and the loss by step."""
+"""The picture of a report: scores with their intervals, attributes by key, and lengths of ads."""
 
 import warnings
 from pathlib import Path
 
-from lib.files import fail, read_json_lines, whole_file
+from lib.files import whole_file
 from lib.metrics import OVERLAP, SCORES
 
 # matplotlib is imported where it draws: it takes half a second, and an error or --help should come at once.
@@ -40,44 +40,6 @@ def save(figure, picture: Path) -> None:
         # A character that the fonts lack is drawn as a box. The terminal need not hear of it.
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
-
-
-def read_losses(log: Path) -> dict[str, list[tuple[int, float]]]:
-    """The training loss ("loss") and the validation loss ("eval_loss") by optimiser step, from a trainer_log.jsonl.
-
-    If a step stands in two lines, the later one counts. Ends the program if there is no training loss.
-    """
-    losses = {"loss": {}, "eval_loss": {}}
-    for row in read_json_lines(log):
-        for name, points in losses.items():
-            step = row.get("current_steps")
-            if isinstance(step, int) and can_be_drawn(step) and can_be_drawn(row.get(name)):
-                points[step] = row[name]
-    if not losses["loss"]:
-        fail(f"{log} holds no loss by step: is it LLaMA-Factory's trainer_log.jsonl of a training run?")
-    return {name: sorted(points.items()) for name, points in losses.items()}
-
-
-def can_be_drawn(value: object) -> bool:
-    """Whether a JSON value is a number that a picture can show. NaN is one: it leaves a gap in the line."""
-    return isinstance(value, int | float) and not abs(value) > 1e15
-
-
-def plot_loss(losses: dict[str, list[tuple[int, float]]], picture: Path) -> None:
-    """Draws the training loss and the validation loss by optimiser step, as `read_losses` gives them."""
-    plt = load_pyplot()
-    figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
-    # One or two points make no line that can be seen.
-    marker = "o" if len(losses["loss"]) < 3 else None
-    axes.plot(*zip(*losses["loss"], strict=True), color="#8fb3cc", marker=marker, label="training rows")
-    if losses["eval_loss"]:
-        step, lowest = min(losses["eval_loss"], key=lambda point: point[1])
-        axes.plot(*zip(*losses["eval_loss"], strict=True), color="#d1495b", marker="o", ms=4, label="validation rows")
-        axes.annotate(f"lowest: {lowest:.3f}", (step, lowest), (0, 9), textcoords="offset points", ha="center")
-    axes.set(xlabel="optimiser step", ylabel="loss (nats per token)", title="Loss while fine-tuning")
-    axes.legend(frameon=False)
-    save(figure, picture)
-    plt.close(figure)
 
 
 def plot_scores(results: dict, lengths: dict[str, list[int]], picture: Path) -> None:

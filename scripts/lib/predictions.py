@@ -62,7 +62,7 @@ def read_data(path: Path) -> Rows:
 def plain(text: str) -> str:
     """The text in one width (NFKC), in lower case, without white space and marks such as <UNK>.
 
-    Tokenizers may change all of these. Marks that are their special tokens are missing in labels, or are cut.
+    Tokenizers may change all of these. A label lacks the marks that are special tokens, or holds a part of one.
     """
     return re.sub(r"<[^<>]{1,30}(?:>|$)|\[[a-z]{3,4}\]|\ufffd", "", fold(text))
 
@@ -89,26 +89,10 @@ def is_asked(prompt: str, content: str) -> bool:
     return any(prompt.endswith(product[:size]) for size in range(4, len(product)))
 
 
-def row_with_label(label: str, data: Rows) -> int:
-    """The number of the first row of the data that may have this label; 0 if there is none."""
-    return next((number for number, ad in enumerate(data.references, 1) if plain(label) and is_label_of(label, ad)), 0)
-
-
-def row_with_prompt(prompt: str, data: Rows) -> int:
-    """The number of the row of the data whose values all stand in this prompt, most of them; 0 if there is none."""
-    prompt, found = plain(prompt), {}
-    for number, pairs in enumerate(map(parse_attributes, data.contents), 1):
-        if pairs and all(plain(value) in prompt for _, value in pairs):
-            found[number] = len(pairs)
-    return max(found, key=found.get, default=0)
-
-
-def refuse(place: str, name: str, other: int, number: int, data_path: Path) -> NoReturn:
-    """Ends the program because the label or prompt at `place` is not that of the row, but of another or of none."""
-    known = (
-        f"but that of row {other}: rows were shuffled or left out" if other else "nor of another: these are other rows"
-    )
-    fail(f"{place}: its {name} is not that of row {number} of {data_path}, {known}; predict the rows of that file anew")
+def refuse(place: str, name: str, known: bool, number: int, data_path: Path) -> NoReturn:
+    """Ends the program because the label or prompt at `place` is not that of the row. `known`: it is another row's."""
+    other = "but that of another: rows were shuffled or left out" if known else "nor of another: these are other rows"
+    fail(f"{place}: its {name} is not that of row {number} of {data_path}, {other}; predict the rows of that file anew")
 
 
 def read_predictions(path: Path, data: Rows, data_path: Path) -> Predictions:
@@ -135,9 +119,9 @@ def read_predictions(path: Path, data: Rows, data_path: Path) -> Predictions:
             fail(f'{place}: no text "predict" but {found}; so this is not a generated_predictions.jsonl')
         asked = not isinstance(prompt, str) or is_asked(prompt, content)
         if isinstance(label, str) and not is_label_of(label, reference):
-            refuse(place, "label", row_with_label(label, data), number, data_path)
+            refuse(place, "label", any(is_label_of(label, ad) for ad in data.references), number, data_path)
         if not asked and (not isinstance(label, str) or parse_attributes(prompt)):
-            refuse(place, "prompt", row_with_prompt(prompt, data), number, data_path)
+            refuse(place, "prompt", any(is_asked(prompt, content) for content in data.contents), number, data_path)
         if len(text) > longest:
             fail(f"{place}: its ad has {len(text):,} characters; at most {longest:,} can be scored")
         unchecked += not isinstance(label, str) and not isinstance(prompt, str)

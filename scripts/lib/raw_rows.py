@@ -1,7 +1,6 @@
 """Reads raw AdGen rows from a folder, a file, an archive or a hub, in all the forms in which AdGen is passed on."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -9,14 +8,14 @@ from typing import NamedTuple
 
 from lib.archives import UNREADABLE, files_in_archive
 from lib.files import ROOT, fail, printable, read_bounded
-from lib.layouts import LAYOUTS, NO_COLUMNS, Layout, name_columns, read_texts
+from lib.hubs import use_modelscope
+from lib.layouts import LAYOUTS, NO_COLUMNS, Layout, read_texts
 from lib.registry import read_registry
 
 DEV_NAMES = ("dev", "val", "valid", "validation", "test")
 SUFFIXES = (".json", ".jsonl")
 # In characters. AdGen's longest row has about a thousand.
 LONGEST_ROW = 2**20
-TOO_LONG = "longer than a mebibyte"
 BOM = b"\xef\xbb\xbf"
 Layouts = tuple[Layout, ...]
 
@@ -24,10 +23,10 @@ Layouts = tuple[Layout, ...]
 class Row(NamedTuple):
     """One raw row. Either `content` and `summary` hold its attribute string and its ad, or `problem` says why not."""
 
-    # Where it stood, and its text there; bytes if they are text in no known encoding.
+    # Where it stood, and its text there.
     file: str
     line: int
-    raw: str | bytes
+    raw: str
     content: str = ""
     summary: str = ""
     problem: str = ""
@@ -53,12 +52,9 @@ def read_sources(raw: Path) -> dict[str, tuple[str, bytes]]:
     if not raw.exists():
         fail(f"{raw} does not exist; RAW is a folder, a file, a .tar.gz or a .zip with AdGen's train.json and dev.json")
     try:
-        if raw.is_dir():
-            found = files_in_folder(raw)
-        else:
-            found = files_in_archive(raw, split_of)
-            if found is None:
-                found = file_and_neighbour(raw)
+        found = files_in_folder(raw) if raw.is_dir() else files_in_archive(raw, split_of)
+        if found is None:
+            found = file_and_neighbour(raw)
     except UNREADABLE as error:
         fail(f"{raw} cannot be read: {error}")
     sources: dict[str, tuple[str, bytes]] = {}
@@ -96,25 +92,14 @@ def read_file(path: Path) -> bytes:
 # --- rows ---
 
 
-def decode_lines(data: bytes) -> list[str | bytes]:
-    """The lines of a file as text, or as bytes where they are neither UTF-8 nor GB18030.
-
-    One encoding is taken for all lines if it fits them all; otherwise each line is decoded by itself.
-    """
+def decode_lines(data: bytes) -> list[str]:
+    """The lines of a file as text in UTF-8 or GB18030; bytes that are neither become lone surrogates."""
     # One rare character in a Python string makes every character take four bytes, so each line is a string of its own.
     lines = data.removeprefix(BOM).split(b"\n")
     for encoding in ("utf-8", "gb18030"):
         with suppress(UnicodeDecodeError):
             return [line.decode(encoding) for line in lines]
-    return [decode_line(line) for line in lines]
-
-
-def decode_line(line: bytes) -> str | bytes:
-    """A line as text, in UTF-8 or GB18030; as it is if neither fits."""
-    for encoding in ("utf-8", "gb18030"):
-        with suppress(UnicodeDecodeError):
-            return line.decode(encoding)
-    return line
+    return [line.decode("utf-8", "surrogateescape") for line in lines]
 
 
 def read_rows(name: str, data: bytes, layouts: Layouts = LAYOUTS) -> Iterator[Row]:
@@ -123,46 +108,32 @@ def read_rows(name: str, data: bytes, layouts: Layouts = LAYOUTS) -> Iterator[Ro
     `name`: what the rows and the errors call the file. Ends the program if an array is cut off.
     """
     lines = decode_lines(data)
-    if data.removeprefix(BOM).lstrip()[:1] == b"[" and all(isinstance(line, str) for line in lines):
-        yield from read_array(name, "\n".join(lines), layouts)
-        return
+    if data.removeprefix(BOM).lstrip()[:1] == b"[":
+        try:
+            lines = list(map(as_line, json.loads("\n".join(lines))))
+        except (ValueError, RecursionError) as error:
+            fail(f"{name} starts as a JSON array but is none ({error}); is it cut off?")
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield read_line(Row(name, number, line.removesuffix("\r") if isinstance(line, str) else line), layouts)
+            yield read_row(name, number, line.removesuffix("\r"), layouts)
 
 
-def read_array(name: str, text: str, layouts: Layouts) -> Iterator[Row]:
-    """The rows of a JSON array; their line numbers are their places in it, from 1."""
-    try:
-        values = json.loads(text)
-        texts = [json.dumps(value, ensure_ascii=False) for value in values]
-    except (ValueError, RecursionError) as error:
-        fail(f"{name} starts as a JSON array but is none ({error}); is it cut off?")
-    for number, (raw, value) in enumerate(zip(texts, values, strict=True), 1):
-        yield read_value(Row(name, number, raw), value, layouts)
+def as_line(value: object) -> str:
+    """A value of an array or of a hub as a line of JSON, as which it is read like all others."""
+    return json.dumps(value, ensure_ascii=False)
 
 
-def read_line(row: Row, layouts: Layouts) -> Row:
-    """The row with its texts, or its problem, found in the line `row.raw`."""
-    if isinstance(row.raw, bytes):
-        return row._replace(problem="neither UTF-8 nor GB18030")
+def read_row(name: str, number: int, line: str, layouts: Layouts) -> Row:
+    """The row in a line of JSON, with its texts or its problem."""
+    row = Row(name, number, line)
     # A long line is not even parsed: its values could take a hundred times its memory.
-    if len(row.raw) > LONGEST_ROW:
-        return row._replace(problem=TOO_LONG)
+    if len(line) > LONGEST_ROW:
+        return row._replace(problem="longer than a mebibyte")
     try:
-        value = json.loads(row.raw)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         return row._replace(problem="not JSON")
-    return read_value(row, value, layouts)
-
-
-def read_value(row: Row, value: object, layouts: Layouts) -> Row:
-    """The row with its texts, or its problem, found in a JSON value."""
-    if len(row.raw) > LONGEST_ROW:
-        return row._replace(problem=TOO_LONG)
-    if not isinstance(value, dict):
-        return row._replace(problem="not an object")
-    found = read_texts(value, layouts)
+    found = read_texts(value, layouts) if isinstance(value, dict) else "not an object"
     problem = found if isinstance(found, str) else problem_of(*found)
     return row._replace(problem=problem) if problem else row._replace(content=found[0], summary=found[1])
 
@@ -180,7 +151,9 @@ def problem_of(content: object, summary: object) -> str:
 
 def explain(row: Row) -> str:
     """The problem of a row in words for an error: with its columns, if they are not known."""
-    return f"{row.problem} (it has {name_columns(json.loads(row.raw))})" if row.problem == NO_COLUMNS else row.problem
+    if row.problem != NO_COLUMNS:
+        return row.problem
+    return f"{row.problem} (it has {', '.join(list(json.loads(row.raw))[:20]) or 'none'})"
 
 
 # --- hubs ---
@@ -192,37 +165,30 @@ def read_hub(layouts: Layouts = LAYOUTS) -> dict[str, list[Row]]:
     The registry names the data set on both hubs. Ends the program if the hub cannot be reached.
     """
     registry = read_registry(ROOT / "dataset_info")
-    modelscope = os.environ.get("USE_MODELSCOPE_HUB") in ("1", "true")
-    hub, key = ("ModelScope", "ms_hub_url") if modelscope else ("the Hugging Face hub", "hf_hub_url")
-    load = load_from_modelscope if modelscope else load_from_hugging_face
+    hub, key = ("ModelScope", "ms_hub_url") if use_modelscope() else ("the Hugging Face hub", "hf_hub_url")
     rows = {}
     for split in ("train", "dev"):
         entry = registry[f"adgen_hub_{split}"]
         name = f"{entry[key]}:{entry['split']}"
         print(f"Fetching {name} from {hub}")
         try:
-            rows[split] = [
-                read_value(Row(name, number, json.dumps(value, ensure_ascii=False)), value, layouts)
-                for number, value in enumerate(load(entry[key], entry["split"]), 1)
-            ]
+            lines = list(map(as_line, load_rows(entry[key], entry["split"])))
         except Exception as error:
             # Both libraries raise whatever their network libraries raise.
             fail(
                 f"{name} cannot be fetched from {hub} ({type(error).__name__}): check the network, "
                 "give local files with `make data RAW=<folder>`, or see everything run on the sample with `make demo`"
             )
+        rows[split] = [read_row(name, number, line, layouts) for number, line in enumerate(lines, 1)]
     return rows
 
 
-def load_from_hugging_face(name: str, split: str) -> Iterable[dict]:
-    """The rows of a data set on the Hugging Face hub."""
+def load_rows(name: str, split: str) -> Iterable[dict]:
+    """The rows of a data set on the hub."""
+    if use_modelscope():
+        from modelscope import MsDataset
+
+        return MsDataset.load(name, split=split)
     from datasets import load_dataset
 
     return load_dataset(name, split=split)
-
-
-def load_from_modelscope(name: str, split: str) -> Iterable[dict]:
-    """The rows of a data set on ModelScope."""
-    from modelscope import MsDataset
-
-    return MsDataset.load(name, split=split)

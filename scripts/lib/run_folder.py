@@ -5,9 +5,9 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -130,18 +130,12 @@ def state_of_checkpoints(folder: Path, whole: Path | None, broken: tuple[tuple[P
 
 def set_aside(path: Path, mark: str = "") -> Path:
     """Renames a file or folder so that LLaMA-Factory does not look at it. Nothing is deleted."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    aside = path.with_name(f"{mark}{path.name}.{stamp}")
-    number = 1
-    while aside.exists():
-        number += 1
-        aside = path.with_name(f"{mark}{path.name}.{stamp}-{number}")
-    path.rename(aside)
-    return aside
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S.%f")[:-3]
+    return path.rename(path.with_name(f"{mark}{path.name}.{stamp}"))
 
 
 def continue_copy(folder: Path, last: Path) -> None:
-    """Sets a finished run aside, and puts its checkpoints and its log in its place. They take no room on the disk."""
+    """Sets a finished run aside, and puts its checkpoints, as hard links, and its log in its place."""
 
     def link(source: str, target: str) -> None:
         try:
@@ -175,8 +169,7 @@ def prepare(settings: dict) -> Path | None:
         continue_copy(folder, state.checkpoint)
     for path, fault in state.broken:
         say(f"{path} is not a whole checkpoint ({fault}): set aside as {set_aside(path, 'broken-').name}")
-    with whole_file(folder / "run.json") as file:
-        json.dump(describe(settings) | {"finished": False}, file, ensure_ascii=False, indent=1, default=str)
+    write_json(folder / "run.json", describe(settings) | {"finished": False})
     step = int(state.checkpoint.name[11:]) if state.checkpoint else 0
     trim_log(folder / "trainer_log.jsonl", step)
     if step:
@@ -194,20 +187,9 @@ def trim_log(log: Path, step: int) -> None:
                         file.write(line + "\n")
 
 
-def finish(folder: Path, resumed: bool) -> None:
-    """Notes that a run is finished, and corrects the mean loss of a resumed one."""
-    if resumed:
-        # LLaMA-Factory divides the loss of the last part by the steps of the whole run.
-        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        logged = [(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry]
-        steps = [step for step, _ in logged]
-        total = sum(loss * (step - last) for (step, loss), last in zip(logged, [0, *steps], strict=False))
-        for path in (folder / "train_results.json", folder / "all_results.json"):
-            results = json.loads(path.read_text(encoding="utf-8"))
-            with whole_file(path) as file:
-                json.dump(results | {"train_loss": total / max([1, *steps])}, file, indent=4)
-    with whole_file(folder / "run.json") as file:
-        json.dump(read_notes(folder) | {"finished": True}, file, ensure_ascii=False, indent=1)
+def finish(folder: Path) -> None:
+    """Notes that a run is finished."""
+    write_json(folder / "run.json", read_notes(folder) | {"finished": True})
 
 
 def lock_path(folder: Path) -> Path:

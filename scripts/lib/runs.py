@@ -23,7 +23,7 @@ def run_training(recipe: Path, words: list[str], environment: dict[str, str]) ->
         # Without it, early stopping would begin to count anew.
         more = ["restore_callback_states_from_checkpoint=true"] * bool(checkpoint)
         supervise(["train", str(recipe), *words, *more], settings, folder, lock, **environment)
-        finish(folder, bool(checkpoint))
+        finish(folder)
 
 
 def run_export(recipe: Path, words: list[str], card: str = "") -> None:

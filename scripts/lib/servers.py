@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,8 @@ PAGE = ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", 7860)
 SERVERS = {"api": ("API_HOST", "API_PORT", 8000), "webchat": PAGE, "webui": PAGE, "desk": PAGE}
 # Seconds that a server of our own gets to end before it is killed.
 PATIENCE = 10
+# What a server says of its end. vLLM writes the name of a process before each line.
+ERROR = re.compile(r"[\w.]+(Error|Exception): \S.*")
 
 
 def is_loopback(host: str) -> bool:
@@ -39,15 +42,21 @@ def opened_by(verb: str) -> str:
     return "GRADIO_SHARE" if shared and verb != "api" else ""
 
 
+def address(verb: str) -> tuple[str, int]:
+    """Host and port of the server that `verb` starts; ends the program if the variables name no port."""
+    host_name, port_name, default = SERVERS[verb]
+    host, port = os.environ.get(host_name, "127.0.0.1").strip("[]"), os.environ.get(port_name) or str(default)
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        fail(f"{port_name}={port} is not a port; a port is a number from 1 to 65535")
+    return host, int(port)
+
+
 def check_server(verb: str) -> tuple[str, int]:
     """Host and port of the server that `verb` starts.
 
     Ends the program if the port is taken, or if other machines could reach the server without a key or a login.
     """
-    host_name, port_name, default = SERVERS[verb]
-    host, port = os.environ.get(host_name, "127.0.0.1").strip("[]"), os.environ.get(port_name) or str(default)
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        fail(f"{port_name}={port} is not a port; a port is a number from 1 to 65535")
+    host, port = address(verb)
     if opened := opened_by(verb):
         if verb in ("webchat", "webui"):
             fail(f"{opened} opens a page without login to other machines: leave it out; use `make desk` or `ssh -L`")
@@ -56,10 +65,10 @@ def check_server(verb: str) -> tuple[str, int]:
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, int(port)))
+            probe.bind((host, port))
     except OSError as error:
-        fail(f"port {port} of {host} cannot be used ({error.strerror}): end what runs there, or set {port_name}")
-    return host, int(port)
+        fail(f"port {port} of {host} cannot be used ({error.strerror}): end what runs there, or set {SERVERS[verb][1]}")
+    return host, port
 
 
 def free_port() -> int:
@@ -72,12 +81,13 @@ def free_port() -> int:
 class OwnServer:
     """A server of `make api` on a free port of 127.0.0.1, which a program starts for itself, and can stop for a while.
 
-    MODEL, METHOD, DATA and EXPORTED in the environment choose the model; `overrides` are `key=value` words for its
-    recipe. `log`: an open file for what it prints.
+    MODEL, METHOD, DATA, EXPORTED and BACKEND in the environment choose the model and the engine, with `variables` laid
+    over them; `overrides` are `key=value` words for its recipe. `log`: an open file for what it prints.
     """
 
-    def __init__(self, overrides: list[str], log: IO[bytes]):
+    def __init__(self, overrides: list[str], log: IO[bytes], **variables: str):
         self.words, self.log, self.port = ["api", *overrides], log, free_port()
+        self.variables = variables | {"API_HOST": "127.0.0.1", "API_PORT": str(self.port)}
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
 
@@ -86,7 +96,7 @@ class OwnServer:
         self.process = subprocess.Popen(
             [sys.executable, ROOT / "scripts/launch.py", *self.words],
             cwd=ROOT,
-            env=os.environ | {"API_HOST": "127.0.0.1", "API_PORT": str(self.port)},
+            env=os.environ | self.variables,
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
@@ -98,11 +108,12 @@ class OwnServer:
     def stop(self) -> None:
         """Ends the server, and so frees its memory."""
         self.process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        # vLLM's processes have the card until they have ended, too.
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def wait_until_up(server: subprocess.Popen, url: str, log: IO[bytes]) -> None:
@@ -123,4 +134,6 @@ def wait_until_up(server: subprocess.Popen, url: str, log: IO[bytes]) -> None:
                 print(line, file=sys.stderr)
         return
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    fail(errors[-1] if errors else f"the server did not start: {lines[-1]}")
+    # vLLM ends with "Engine core initialization failed. See root cause above."
+    named = [found[0] for line in lines if (found := ERROR.search(line)) and "See root cause" not in line]
+    fail(errors[-1] if errors else f"the server did not start: {(named or lines)[-1]}")

@@ -8,14 +8,14 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import date, datetime
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple
 from xml.etree.ElementTree import iterparse
 
 from lib.archives import open_zip
-from lib.files import LARGEST_FILE, fail, printable, read_bounded
+from lib.files import LARGEST_FILE, fail, printable, read_bounded, read_json_lines
 
 # Excel's own limits on a sheet.
 MOST_ROWS, MOST_COLUMNS = 2**20, 2**14
@@ -25,9 +25,6 @@ MOST_CELLS = 10**7
 HEAD = 20
 # Excel's built-in date formats of East Asia, which openpyxl does not know (ECMA-376, part 1, 18.8.30).
 DATES = {*range(27, 37), *range(50, 59)}
-
-# The marks that a text file begins with if it is not UTF-8. That of UTF-32 begins with that of UTF-16.
-MARKS = {b"\xff\xfe\0\0": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 class Table(NamedTuple):
@@ -78,13 +75,12 @@ def check_size(path: Path, rows: int, columns: int) -> None:
 # --- text files ---
 
 
-def decode(path: Path, marks: bytes) -> str:
-    """A file as text, in UTF-8, UTF-16 with its mark, GB18030 or Big5; `marks` as in `read_bounded`."""
+def decode(path: Path) -> str:
+    """A file of lines and columns as text, in UTF-8, UTF-16 with its mark, GB18030 or Big5."""
     with path.open("rb") as file:
-        data = read_bounded(file, str(path), marks)
-    marked = [encoding for mark, encoding in MARKS.items() if data.startswith(mark)]
+        data = read_bounded(file, str(path), b",;\t\n")
     with suppress(UnicodeDecodeError):
-        return data.decode([*marked, "utf-8-sig"][0])
+        return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     found = []
     for encoding in ("gb18030", "big5hkscs"):
         with suppress(UnicodeDecodeError):
@@ -110,7 +106,7 @@ def is_common(letter: str) -> bool:
 
 def read_csv(path: Path) -> Table:
     """The lines of a CSV file, separated by commas, semicolons or tabs."""
-    content = decode(path, b",;\t\n")
+    content = decode(path)
     # Excel writes semicolons or tabs in some languages. The first line that is more than a title shows which.
     lines = [line for line in content[:10_000].splitlines() if re.search("[,;\t]", line)]
     separator = max(",;\t", key=lines[0].count) if lines else ","
@@ -128,21 +124,15 @@ def read_csv(path: Path) -> Table:
 
 def read_objects(path: Path) -> Table:
     """The keys of all objects of a JSON lines file as headings, and below them the values of each object."""
-    rows = []
-    for number, line in enumerate(decode(path, b"[{,\n").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            # A value can be nested so deep that it can be read but not written. It is refused here, not at the end.
-            json.dumps([row]), text(list(row.values()) if isinstance(row, dict) else row)
-        except (ValueError, RecursionError) as error:
-            fail(f"{path}, line {number}: not JSON ({error}); is the file cut off?")
-        if not isinstance(row, dict):
-            fail(f"{path}, line {number}: a JSON object was expected, not {type(row).__name__}")
-        rows.append(row)
+    rows = read_json_lines(path)
     header = list(dict.fromkeys(key for row in rows for key in row))
     check_size(path, len(rows), len(header))
+    try:
+        # A value can be nested so deep that it can be read but not written. It is refused here, not at the end.
+        for row in rows:
+            json.dumps([row]), text([*row.values()])
+    except RecursionError:
+        fail(f"{path} holds values that are nested too deep")
     return Table([header, *([row.get(key) for key in header] for row in rows)])
 
 
@@ -168,7 +158,7 @@ def read_workbook(path: Path, rate: Callable[[list[list]], int]) -> Table:
                 raise ValueError("no visible sheet was found; a workbook in Excel's strict format cannot be read")
             best = max(sheets, key=lambda sheet: rate(read_rows(sheet, HEAD))) if len(sheets) > 1 else sheets[0]
             with zipped.open(parts[best.title]) as part:
-                rows, merged = look_through(path, best.title, part)
+                rows, merged = look_through(best.title, part)
             lines = read_rows(best, rows)
             fill_merged(lines, merged)
     except Exception as error:
@@ -189,41 +179,24 @@ def check_parts(path: Path, zipped: zipfile.ZipFile) -> None:
         read_bounded(zipped.open(part), f"{path}: {part.filename}", b"<=")
 
 
-def look_through(path: Path, sheet: str, part: IO[bytes]) -> tuple[int, list[str]]:
+def look_through(sheet: str, part: IO[bytes]) -> tuple[int, list[str]]:
     """The number of a sheet's last row, and its merged ranges such as `A2:A3`.
 
-    Raises ValueError for what openpyxl would lose without a word: rows and cells in the wrong place, and formulas
-    whose values were never computed. Ends the program if the sheet is too large.
+    Raises ValueError for a formula whose value was never computed, which openpyxl would read as an empty cell.
     """
-    from openpyxl.utils import coordinate_to_tuple
-
-    row = column = cells = 0
-    merged = []
-    for event, element in iterparse(part, ("start", "end")):
+    last, merged = 0, []
+    for _, element in iterparse(part):
         tag = element.tag.rpartition("}")[2]
-        if (event, tag) == ("start", "row"):
-            row, column = following(row, int(element.get("r") or row + 1), MOST_ROWS, f"sheet {sheet}: row"), 0
-        elif (event, tag) == ("end", "c"):
-            place = element.get("r")
-            number = coordinate_to_tuple(place)[1] if place else column + 1
-            number = following(column, number, MOST_COLUMNS, f"sheet {sheet}, row {row}: column")
-            cells, column = cells + number - column, number
-            computed = element.find("{*}f") is None or element.findtext("{*}v") or element.get("t") == "str"
-            if not computed:
-                raise ValueError(f"{cell_name(sheet, row, column - 1)}: Excel never computed its formula")
-        elif (event, tag) == ("end", "row"):
+        if tag == "row":
+            last = int(element.get("r") or last + 1)
+            for cell in element:
+                if cell.find("{*}f") is not None and not cell.findtext("{*}v") and cell.get("t") != "str":
+                    where = cell.get("r") or f"in row {last}"
+                    raise ValueError(f"sheet {sheet}, cell {where}: Excel never computed its formula")
             element.clear()
-            check_size(path, cells, 1)
-        elif (event, tag) == ("end", "mergeCell"):
+        elif tag == "mergeCell":
             merged.append(element.get("ref"))
-    return row, merged
-
-
-def following(last: int, number: int, most: int, what: str) -> int:
-    """The number, which must be above the last one; raises ValueError otherwise, or if it is too high."""
-    if not last < number <= most:
-        raise ValueError(f"{what} {number} stands in the wrong place")
-    return number
+    return last, merged
 
 
 def cell_name(sheet: str, row: int, place: int) -> str:
@@ -235,13 +208,19 @@ def cell_name(sheet: str, row: int, place: int) -> str:
 
 def read_rows(sheet, count: int) -> list[list[str]]:
     """The texts of the first `count` rows of a sheet, which is openpyxl's, read only."""
+    if count > MOST_ROWS:
+        raise ValueError(f"sheet {sheet.title} has a row {count}")
     # The size that a sheet claims to have may be wrong.
     sheet.reset_dimensions()
     lines: list[list[str]] = []
+    cells = 0
     try:
         # What stands behind the last row is not read. openpyxl would fail on odd settings there.
         for row in islice(sheet.iter_rows(), count):
             lines.append([value_text(cell, sheet.parent.epoch) for cell in row])
+            cells += len(row)
+            if cells > MOST_CELLS:
+                raise ValueError(f"there are more than {MOST_CELLS:,} cells")
     except Exception as error:
         raise ValueError(f"sheet {sheet.title}, row {len(lines) + 1}: {type(error).__name__}: {error}") from None
     return lines
@@ -273,14 +252,12 @@ def value_text(cell, epoch: datetime) -> str:
         return str(value).upper()
     if isinstance(value, int | float):
         value = number_text(value, cell, epoch)
-    if isinstance(value, date):
-        return value.isoformat(*[" "] if isinstance(value, datetime) else []).removesuffix(" 00:00:00")
     # Excel writes a carriage return and other control characters as _x000D_.
-    return unescape(value) if isinstance(value, str) and "_x" in value else text(value)
+    return unescape(text(value)).removesuffix(" 00:00:00")
 
 
 def number_text(value: float, cell, epoch: datetime) -> object:
-    """A number as text, with its percent sign, unit or leading zeros; a date if its format is one of East Asia."""
+    """A number as text, with its percent sign or leading zeros; a date if its format is one of East Asia."""
     from openpyxl.utils.datetime import from_excel
 
     if cell.style_array.numFmtId in DATES:
@@ -288,6 +265,5 @@ def number_text(value: float, cell, epoch: datetime) -> object:
     form = cell.number_format
     if "%" in form:
         return f"{value * 100:.15g}%"
-    unit = re.fullmatch(r'[#0,.]+ ?"([^"]*)"', form)
     digits = str(int(value)) if value == value // 1 else f"{value:.15g}"
-    return digits.zfill(len(form) if set(form) == {"0"} else 0) + (unit[1] if unit else "")
+    return digits.zfill(len(form)) if set(form) == {"0"} else digits

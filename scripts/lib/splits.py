@@ -70,12 +70,13 @@ def judge_dev(rows: Iterable[Row]) -> list[Result]:
     """
     results = []
     for row in rows:
+        instruction = tidy(row.content)
         if row.problem:
             results.append(Result(row, "rejected", row.problem))
-            continue
-        instruction = tidy(row.content)
-        status, reason = ("kept", "") if instruction == row.content else ("repaired", CHANGED)
-        results.append(Result(row, status, reason, instruction, row.summary))
+        elif instruction == row.content:
+            results.append(Result(row, "kept", "", instruction, row.summary))
+        else:
+            results.append(Result(row, "repaired", CHANGED, instruction, row.summary))
     return results
 
 
@@ -84,28 +85,24 @@ def judge_train(rows: Iterable[Row], dev_products: set[str], policy: argparse.Na
     results: list[Result] = []
     seen: set[tuple[str, str]] = set()
     for row in rows:
-        if row.problem:
-            results.append(Result(row, "rejected", row.problem))
-            continue
         instruction = tidy(row.content)
         output, repairs = repair(instruction, row.summary.strip(), policy)
         if instruction != row.content:
             repairs.insert(0, CHANGED)
-        reason = reason_to_drop(instruction, output, dev_products, policy)
         pair = (product(instruction), output)
-        if not reason and policy.duplicates == "drop" and pair in seen:
-            reason = DUPLICATE
-        if reason:
+        if row.problem:
+            results.append(Result(row, "rejected", row.problem))
+        elif reason := DUPLICATE if pair in seen else reason_to_drop(instruction, output, dev_products, policy):
             results.append(Result(row, "dropped", reason))
-            continue
-        seen.add(pair)
-        results.append(Result(row, "repaired" if repairs else "kept", "; ".join(repairs), instruction, output))
+        else:
+            seen.add(pair)
+            results.append(Result(row, "repaired" if repairs else "kept", "; ".join(repairs), instruction, output))
     return results
 
 
 def reason_to_drop(instruction: str, output: str, dev_products: set[str], policy: argparse.Namespace) -> str:
     """Why a training row must not be used, whatever other rows there are; nothing if it may."""
-    if policy.plain == "drop" and not parse_attributes(instruction):
+    if not parse_attributes(instruction):
         return PLAIN
     if product(instruction) in dev_products:
         return LEAK

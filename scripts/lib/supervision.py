@@ -41,10 +41,10 @@ DEFAULTS = {
 WRITING = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
 
 
-def find_cli() -> str:
-    """The path of llamafactory-cli: the one beside this Python, else the one on PATH."""
+def find_cli(name: str = "llamafactory-cli", setup: str = "make setup") -> str:
+    """The path of a program: the one beside this Python, else the one on PATH. `setup`: what installs it."""
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return shutil.which("llamafactory-cli", path=places) or fail("there is no llamafactory-cli; run `make setup`")
+    return shutil.which(name, path=places) or fail(f"there is no {name}; run `{setup}`")
 
 
 def end_with_parent(number: int = signal.SIGTERM) -> None:
