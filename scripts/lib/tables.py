@@ -202,4 +202,4 @@ def examples_markdown(systems: dict[str, list[str]], contents: list[str], refere
 def mark_invented(content: str, ad: str, values: Values) -> str:
     """The ad as Markdown, each invented value bold and after a warning sign."""
     bad = sorted(map(escape, invented(content, ad, values)[1]), key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, bad)), r"⚠**\g<0>**", escape(ad)) if bad else escape(ad)
+    return re.sub("|".join(map(re.escape, bad)), r"⚠**\g<0>**", escape(ad), flags=re.I) if bad else escape(ad)
