@@ -1,4 +1,5 @@
-"""Shows what an editor's yes and no teach. The editor is simulated: he rejects each ad that says one word.
+"""Shows what an editor's yes and no teach. The editor is simulated: he rejects each ad that says one word, and approves
+the best of the others.
 
   make bench BENCH=editor MODEL=gemma3_270m METHOD=lora ARGS="--word 显瘦 --rows 2400 --n 4 --methods kto,dpo"
 
@@ -56,7 +57,11 @@ def call(*command: str | Path, **variables: str) -> None:
 def decide(choices: Choices, row: dict, word: str) -> Iterator[dict]:
     """The editor's decisions on the ads of a row that `make generate` wrote, with the fields of lib/feedback.py."""
     ads = dict.fromkeys(row[name] for name in row if row[name] and (name == "ad" or name.startswith("runner_up_")))
+    best = next((ad for ad in ads if word not in ad), "")
     for ad in ads:
+        # The rest is passed over, as at the desk. If all were approved, ads that miss attributes would teach, too.
+        if ad != best and word not in ad:
+            continue
         yield {
             "product": row["product"],
             "decision": "reject" if word in ad else "approve",
@@ -97,7 +102,9 @@ def main() -> None:
     catalogue, table, feedback = (folder / f"{name}.jsonl" for name in ("products", "ads", "feedback"))
     products = list({product(content): content for content in train.contents}.values())[: options.rows]
     write_json_lines(catalogue, [{"product": content} for content in products])
-    call("scripts/generate.py", catalogue, table, "--n", str(options.n), LABEL="", SERVER="")
+    # A base model that the user named lies below all of them.
+    base = [word for word in options.words if word.startswith("model_name_or_path=")]
+    call("scripts/generate.py", catalogue, table, *base, "--n", str(options.n), LABEL="", SERVER="")
     decisions = [one for row in read_json_lines(table) for one in decide(choices, row, options.word)]
     write_json_lines(feedback, decisions)
     call("scripts/pairs.py", FEEDBACK=str(feedback))
@@ -106,7 +113,8 @@ def main() -> None:
         if method != choices.method:
             call("scripts/launch.py", "train", *options.words, METHOD=method, FRESH="1")
         out = saves(choices) / "predict" / f"editor_{method}"
-        call("scripts/launch.py", "predict", f"eval_dataset={choices.data}_dev", f"output_dir={out}", METHOD=method)
+        words = [f"eval_dataset={choices.data}_dev", f"output_dir={out}", *base]
+        call("scripts/launch.py", "predict", *words, METHOD=method)
         systems[method] = read_predictions(out / "generated_predictions.jsonl", dev, dev_path).texts
     scores = score(options.word, dev.contents, systems, vocabulary(dev.contents + train.contents))
     lines = [["", *next(iter(scores.values()))]]

@@ -98,17 +98,16 @@ def compute_results() -> dict:
     def by_values(product: str, ad: str) -> set[str]:
         return invented(product, ad, values)[1]
 
-    clothes = {True: [], False: []}
-    for row in rows:
-        clothes[dict(parse_attributes(row["product"]))["类型"] in CLOTHES].append(row)
+    clothes = [row for row in rows if dict(parse_attributes(row["product"]))["类型"] in CLOTHES]
+    others = [row for row in rows if row not in clothes]
     parts = {
         "tuning": [row for row in rows if row["use"] == "tuning"],
         "held-out, fine-tuned": [row for row in rows if row["use"] != "tuning" and row["model"] != "dpo"],
         "held-out, after DPO": [row for row in rows if row["model"] == "dpo"],
     }
     parts["held-out, all"] = parts["held-out, fine-tuned"] + parts["held-out, after DPO"]
-    parts["held-out, clothes"] = [row for row in parts["held-out, all"] if row in clothes[True]]
-    parts["held-out, other products"] = [row for row in parts["held-out, all"] if row in clothes[False]]
+    parts["held-out, clothes"] = [row for row in parts["held-out, all"] if row in clothes]
+    parts["held-out, other products"] = [row for row in parts["held-out, all"] if row in others]
     return {
         "marked": {"file": MARKED.name, "sha256": sha256(MARKED)},
         "train": {"file": TRAIN.name, "rows": len(train.contents), "sha256": sha256(TRAIN)},
@@ -116,8 +115,8 @@ def compute_results() -> dict:
         | {"held-out, all, by attribute values": agreement(parts["held-out, all"], by_values)},
         "by_kind": by_kind(parts["held-out, all"], find),
         "models": {
-            "clothes": score_models(clothes[True], find, values),
-            "cosmetics and electronics": score_models(clothes[False], find, values),
+            "clothes": score_models(clothes, find, values),
+            "cosmetics and electronics": score_models(others, find, values),
         },
     }
 

@@ -7,6 +7,9 @@ value that the product does not have. It marks words amber that the law or WORDS
 legal advice. scripts/generate.py ranks ads in the same way, and writes the ads of a table. LABEL=1 in the environment
 copies an ad with the mark 本广告由AI技术生成 at its end.
 
+Editors work through the ads of a table, also of one that was written earlier: they choose a candidate, edit, approve or
+reject. What they decide is kept in data/reviews, and in data/feedback.jsonl for a model to learn from.
+
 MODEL, METHOD, DATA and EXPORTED in the environment choose the model, as for `make`. Without --server or SERVER, a
 server with that model is started, which ends with the page. It is stopped while the ads of a table are written, because
 a card may have no room for the model twice.
@@ -29,7 +32,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
-from lib import review_page, reviews, vllm
+from lib import review_page, vllm
 from lib.attributes import parse_attributes, tidy
 from lib.candidates import judge
 from lib.chat_client import client_options, find_model, request_of
@@ -72,12 +75,11 @@ async def stream(client, body: dict, ads: list[str], number: int) -> None:
 
 async def write(server: str, request: dict, values: dict, content: str, count: int) -> AsyncIterator[str]:
     """Yields the HTML of `count` ads while the server writes them; at the end without repeated ads, the best first."""
-    import gradio as gr
     import httpx
 
     product, ads = tidy(content or ""), [""] * count
     if not parse_attributes(product) or len(product) > LONGEST:
-        raise gr.Error(f"请填写属性，形如 类型#裙*颜色#白色，不超过 {LONGEST} 字", print_exception=False)
+        raise review_page.complaint(f"请填写属性，形如 类型#裙*颜色#白色，不超过 {LONGEST} 字")
     body = request | {"messages": [*request["messages"], {"role": "user", "content": product}]}
     async with httpx.AsyncClient(**client_options(server), timeout=600) as client:
         tasks = [asyncio.create_task(stream(client, body, ads, number)) for number in range(count)]
@@ -87,9 +89,9 @@ async def write(server: str, request: dict, values: dict, content: str, count: i
             await asyncio.gather(*tasks)
         except httpx.ConnectError:
             said = "现在连不上模型：可能正在写一张商品表，或正在重新载入，请稍后再试"
-            raise gr.Error(said, print_exception=False) from None
+            raise review_page.complaint(said) from None
         except (httpx.HTTPError, ValueError, LookupError) as error:
-            raise gr.Error(f"服务器没有写完：{error or type(error).__name__}", print_exception=False) from None
+            raise review_page.complaint(f"服务器没有写完：{error or type(error).__name__}") from None
         finally:
             for task in tasks:
                 task.cancel()
@@ -107,7 +109,7 @@ async def write_table(
     import gradio as gr
 
     if not path:
-        raise gr.Error("请先选择商品表", print_exception=False)
+        raise review_page.complaint("请先选择商品表")
     if own:
         await asyncio.to_thread(own.stop)
     printed, pipes = b"", {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
@@ -129,9 +131,9 @@ async def write_table(
             if own:
                 own.start()
         text = re.sub(".*\r", "", printed.decode("utf-8", "replace")).replace(f"{folder}/", "").strip()
+        yield gr.Textbox(text, visible=True), gr.File(str(output), visible=True) if output.exists() else None
         if output.exists():
-            reviews.keep(output)
-        yield text, gr.File(str(output), visible=True) if output.exists() else None
+            await asyncio.to_thread(review_page.keep, output)
 
 
 def build(server: str, request: dict, overrides: list[str], own: OwnServer | None):

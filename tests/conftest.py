@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker("trained")
             trained.add(item.path)
     # The longest files come first among the rest, so that no worker ends alone with one of them.
-    longest = ("test_resume", "test_distributed", "test_pairs")
+    longest = ("test_resume", "test_distributed", "test_pairs", "test_batches")
     items.sort(
         key=lambda item: (item.path.stem != "test_pipeline", item.path in trained, item.path.stem not in longest)
     )

@@ -48,12 +48,12 @@ def end(process, kill, timeout=60):
     return output
 
 
-def wait_for(found, process, seconds=120):
-    """Waits until `found()`, which must come before the process ends."""
+def wait_for(found, process=None, seconds=120):
+    """Waits until `found()`, which must come before the process ends, if one is named."""
     limit = time.monotonic() + seconds
     while not found():
-        assert process.poll() is None, process.communicate()[0][-2000:]
-        assert time.monotonic() < limit
+        assert process is None or process.poll() is None, process.communicate()[0][-2000:]
+        assert time.monotonic() < limit, "waited in vain"
         time.sleep(0.005)
 
 

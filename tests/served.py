@@ -17,6 +17,7 @@ import httpx
 import pytest
 from common import BIN, KEY
 from lib.servers import free_port
+from processes import wait_for
 
 PRODUCT = "类型#口红*质地#丝绒*功效#显白*场景#约会"
 # What servers print when they are up. Between its two lines, Gradio still asks itself for the page.
@@ -27,14 +28,6 @@ DESKTOP, PHONE = ({"viewport": {"width": width, "height": height}} for width, he
 PHONE["is_mobile"] = True
 # What a browser otherwise asks the network for, or a GPU.
 QUIET = ["gpu", "quic", "background-networking", "component-update", "sync"]
-
-
-def wait_for(condition, seconds=120):
-    """Waits until a function returns something true."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 @contextmanager
@@ -55,7 +48,7 @@ def serve(folder, verb, *words, command=None, stops=True, **variables):
             start_new_session=True,
         )
         try:
-            wait_for(lambda: UP.search(printed(log)) or server.poll() is not None, 300)
+            wait_for(lambda: UP.search(printed(log)) or server.poll() is not None, seconds=300)
             assert server.poll() is None, printed(log)
             yield UP.search(printed(log))[1]
             if stops:

@@ -147,6 +147,9 @@ def test_the_ads_of_a_table(open_page, desk):
         products = list(csv.DictReader(file))
     assert [row | product for row, product in zip(rows, products, strict=True)] == rows
     assert all(row["ad"] for row in rows)
+    # Editors see the same ads at once.
+    page.locator(".item", has_text="第 1 条，共 12 条").wait_for()
+    assert page.locator(".item + .ad p").inner_text() == rows[0]["ad"]
     page.get_by_role("tab", name="一个商品").locator("visible=true").click()
     field(page, CONTENT).fill("类型#裙*颜色#白色")
     page.get_by_role("button", name="写文案").click()

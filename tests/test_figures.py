@@ -191,9 +191,18 @@ def scale_figures() -> list[str]:
     ]
 
 
+def editor_figures() -> list[str]:
+    """What docs/editor.md must hold."""
+    found = results("gemma3_270m/editor_approves_all.json")
+    said, rest = (found["scores"][name] for name in ("ads that say 显瘦", "coverage of the other values"))
+    gaps = [f"from {row['lora']['value']:.3f} to {row['lora+kto']['value']:.3f}" for row in (said, rest)]
+    return [f"After {found['decisions']:,} decisions", f"say it {gaps[0]}", f"values fell {gaps[1]}"]
+
+
 FIGURES = {
     "README.md": readme_figures,
     "README_zh.md": readme_figures,
+    "docs/editor.md": editor_figures,
     "docs/evaluation.md": evaluation_figures,
     "docs/faithfulness.md": faithfulness_figures,
     "results/gemma3_270m/tries.md": tries_figures,

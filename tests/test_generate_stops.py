@@ -21,7 +21,7 @@ from generating import (
     write_rows,
 )
 from lib import chat_client
-from served import wait_for
+from processes import wait_for
 
 
 def test_kill_at_any_point(relay, tmp_path):

@@ -10,6 +10,7 @@ from lib.baselines import nearest_ads, write_baselines
 from lib.files import ROOT, read_json_lines
 from lib.form import repetition
 from lib.intervals import RESAMPLES, ci95, draw_rows
+from lib.marking import show
 from lib.predictions import Rows, read_data
 from lib.tables import is_adgen_dev
 
@@ -56,6 +57,15 @@ def test_attributes_kept_and_invented_by_hand():
     assert found["coverage", "类型"] == pytest.approx(1 / 3) and found["coverage", "风格"] == 0
     assert found["hallucination", "版型"] == 1 and found["hallucination", "颜色"] == 0
     assert found["length", ""] == 1 and len(samples["coverage", ""]) == RESAMPLES
+
+
+def test_case_makes_no_other_value():
+    content, values = "类型#裙*衣领型#V领*材质#PU", metrics.vocabulary(["衣领型#V领*材质#PU", "款式#oversize"])
+    text = "小v领，pu面料，Oversize。"
+    assert list(metrics.covered(content, text).values()) == [False, True, True]
+    assert metrics.invented(content, text, values)[1] == {"oversize"}
+    page = show(content, text, values)
+    assert '<mark class="covered">v领</mark>' in page and '<mark class="invented">Oversize</mark>' in page
 
 
 def test_repetition_and_distinct_by_hand():

@@ -19,13 +19,7 @@ def metadata(card):
 @pytest.mark.parametrize(
     ("model", "base", "licence", "duties", "title"),
     [
-        (
-            "llama3_8b",
-            "meta-llama/Meta-Llama-3-8B-Instruct",
-            "llama3",
-            "Built with Meta Llama 3.",
-            "Llama 3 8B Instruct",
-        ),
+        ("llama3_8b", "meta-llama/Meta-Llama-3-8B-Instruct", "llama3", "Built with Meta Llama 3.", "Llama 3 8B"),
         ("llama3_70b", "meta-llama/Meta-Llama-3-70B-Instruct", "llama3", "begins with “Llama 3”", "Llama 3 70B"),
         ("llama3_8b", "meta-llama/Llama-3.1-8B-Instruct", "llama3.1", "Built with Llama.", "Llama 3.1 8B Instruct"),
         ("gemma3_270m", "google/gemma-3-270m", "gemma", "subject to the Gemma Terms of Use", "gemma 3 270m"),

@@ -79,9 +79,9 @@ def test_likeness_decides_between_equally_good_ads():
         assert pairs.make_pair(DRESS, reference, [other, GOOD, "短。"], JUDGE, 0.15)["chosen"] == reference
 
 
-def test_a_preference_training_needs_its_pairs(make, clone):
-    line = one_error(make(clone, "train", "MODEL=tiny", "METHOD=dpo"))
-    assert "tiny_pairs" in line and "`make pairs`" in line
+@pytest.mark.parametrize(("method", "how"), [("dpo", "`make pairs`"), ("kto", "`make pairs FEEDBACK=<file>`")])
+def test_a_preference_training_needs_its_rows(make, clone, method, how):
+    assert one_error(make(clone, "train", "MODEL=tiny", f"METHOD={method}")).endswith(f"run {how}")
 
 
 @pytest.mark.parametrize("words", ["eval_dataset=sample_dev", "max_samples=5", "output_dir=saves/else", "seed=3"])
@@ -187,6 +187,12 @@ def test_lines_that_are_no_decision(tmp_path, row, said):
     assert str(path) in str(error.value)
 
 
+def test_white_space_around_an_ad_is_no_edit(tmp_path):
+    write_json_lines(tmp_path / "rows.jsonl", [DECISION | {"written": f"{GOOD}\n", "others": [f" {GOOD}", "\ud800"]}])
+    [row] = read_feedback(tmp_path / "rows.jsonl")
+    assert row == DECISION | {"others": [GOOD, "?"]}
+
+
 def test_feedback_that_teaches_nothing(make, clone, tmp_path):
     path = tmp_path / "feedback.jsonl"
     words = ("pairs", "MODEL=tiny", "DATA=sample", f"FEEDBACK={path}")
@@ -229,18 +235,21 @@ def test_from_pairs_to_scores(make, demo, tmp_path):
     # A second round needs pairs of the model that the first one left.
     line = one_error(make(folder, "train", *tiny, "METHOD=dpo+dpo"))
     assert "ads of tiny sample_qlora" in line and "goes on from tiny sample_dpo" in line
-    decisions = [rejected(row[name], product=row["instruction"]) for row in rows for name in ("chosen", "rejected")]
-    decisions[::2] = [row | {"decision": "approve"} for row in decisions[::2]]
-    write_json_lines(folder / "data/feedback.jsonl", decisions)
-    result = make(folder, "pairs", *tiny, "FEEDBACK=data/feedback.jsonl")
+    # A simulated editor judges the ads of that model, which KTO then goes on from.
+    words = "ARGS=--word 好看 --rows 40 --n 2 logging_steps=1"
+    result = make(folder, "bench", *tiny, "BENCH=editor", "METHOD=dpo", "RESULTS=saves/editor", words)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert len(read_json_lines(folder / "data/tiny_verdicts.jsonl")) == 2 * len(rows)
-    result = make(folder, "train", *tiny, "METHOD=dpo+kto", "ARGS=logging_steps=1")
-    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads((folder / "saves/editor/editor.json").read_text(encoding="utf-8"))
+    verdicts = read_json_lines(folder / "data/tiny_verdicts.jsonl")
+    assert found["decisions"] >= len(verdicts) > 20
+    assert all(row["approved"] == ("好看" not in row["output"]) for row in verdicts)
+    for scores in found["scores"].values():
+        assert list(scores) == ["dpo", "dpo+kto", "dpo+kto - dpo"]
+        assert scores["dpo"]["ci95"][0] <= scores["dpo"]["value"] <= scores["dpo"]["ci95"][1]
     adapter = json.loads((folder / "saves/Custom/lora/sample_dpo+kto/adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "saves/Custom/merged/sample_dpo"
     log = read_json_lines(folder / "saves/Custom/lora/sample_dpo+kto/trainer_log.jsonl")
-    assert log and all(entry["loss"] > 0 for entry in log if "loss" in entry)
+    assert sum("loss" in entry for entry in log) >= len(verdicts) // 8
     base = folder / "saves/Custom/predict/sample_base/generated_predictions.jsonl"
     before = base.stat().st_mtime_ns
     result = make(folder, "eval", *tiny, "METHOD=dpo+kto", "RESULTS=saves/kto")

@@ -98,20 +98,19 @@ def test_no_product_in_two_splits(tmp_path):
     assert card["input"]["train"]["dropped_because"] == {"product is in dev": 2}
 
 
-@pytest.mark.parametrize("before, after", WRAPPERS)
-def test_a_dev_product_stays_out_of_train_in_every_wrapping(tmp_path, before, after):
+def test_a_dev_product_stays_out_of_train_in_every_wrapping(tmp_path):
     """The same product in words, quotes or Markdown is the same product; the task is no part of what is learnt."""
-    train = [
-        *TRAIN,
-        (f"{before}颜色#酒红*类型#裙{after}", "酒红的裙子。"),
-        (f"{before}类型#靴*颜色#驼色{after}", "驼色的靴。"),
-    ]
-    dev = [*DEV, (f"{before}类型#靴*颜色#黑色{after}", "黑色的靴。")]
+    train, dev = list(TRAIN), list(DEV)
+    for number, (before, after) in enumerate(WRAPPERS):
+        train.append((f"{before}颜色#酒红*类型#裙{after}", f"酒红的裙子{number}。"))
+        train.append((f"{before}类型#靴*颜色#驼色{after}", f"驼色的靴{number}。"))
+        dev.append((f"{before}类型#靴*颜色#黑色{after}", f"黑色的靴{number}。"))
     raw = raw_folder(tmp_path / "raw", lines(train).encode(), lines(dev).encode())
     rows, card = prepared(raw, tmp_path / "out")
-    assert card["input"]["train"]["dropped_because"] == {"product is in dev": 1}
-    assert pairs_of(rows["train"]) | pairs_of(rows["val"]) == {*TRAIN, ("类型#靴*颜色#驼色", "驼色的靴。")}
-    assert rows["dev"][-1] == {"instruction": "类型#靴*颜色#黑色", "output": "黑色的靴。"}
+    assert card["input"]["train"]["dropped_because"] == {"product is in dev": len(WRAPPERS)}
+    boots = {("类型#靴*颜色#驼色", f"驼色的靴{number}。") for number in range(len(WRAPPERS))}
+    assert pairs_of(rows["train"]) | pairs_of(rows["val"]) == {*TRAIN} | boots
+    assert {row["instruction"] for row in rows["dev"][len(DEV) :]} == {"类型#靴*颜色#黑色"}
 
 
 def test_unk_policies(tmp_path):

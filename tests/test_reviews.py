@@ -189,24 +189,15 @@ def test_two_desks_on_one_list(tmp_path):
     assert len(lines) == len(taken[0]) + len(taken[1])
     states = reviews.read_states(review)
     assert all(state.decision == "approve" and state.ad.startswith(state.editor) for state in states.values())
-    assert [entry["ad"] for entry in feedback()] == [state.ad for state in states.values()]
+    assert sorted(entry["ad"] for entry in feedback()) == sorted(state.ad for state in states.values())
 
 
 def test_what_is_no_decision_is_refused(review):
     for decision, ad in (("delete", "裙。"), ("approve", " \n"), ("approve", "长" * 5001)):
         with pytest.raises(ValueError):
             reviews.decide(review, 0, 0, State(ad, decision))
-    for line in (
-        "[]",
-        "{}",
-        '{"row": 2, "ad": "x"}',
-        '{"row": 0, "ad": "x", "chosen": 9}',
-        '{"row": 0, "x": 1}',
-        "nul",
-    ):
-        reviews.FOLDER.mkdir(exist_ok=True)
-        with reviews.decisions_of(review.path).open("a") as file:
-            file.write(line + "\n")
+    wrong = ["[]", "{}", "nul", '{"row": 0, "x": 1}', '{"row": 2, "ad": "x"}', '{"row": 0, "ad": "x", "chosen": 9}']
+    reviews.decisions_of(review.path).write_text("\n".join(wrong), encoding="utf-8")
     assert all(state.version == 0 for state in reviews.read_states(review).values())
 
 
@@ -219,7 +210,10 @@ def test_editors_get_different_rows(review):
     assert one["row"] == 1
     two = review_page.approve(two, "open", "色0的裙子。")[0]
     assert two["row"] == 3
-    assert review_page.begin(name, None)[0]["row"] == 1
+    # What somebody has only passed by is nobody's.
+    two = review_page.move(1, two, "open")[0]
+    assert two["row"] == 4 and review_page.approve(one, "open", "色1的裙子。")[0]["row"] == 3
+    assert review_page.begin(name, None)[0]["row"] == 3
 
 
 # --- what comes out ---
@@ -283,8 +277,12 @@ def test_feedback(review, tmp_path):
     decide(other, 0)
     decide(review, 1, "open")
     lines = path.read_text(encoding="utf-8").split("\n")
-    assert lines[:2] == ['{"foreign": 1}', "no JSON"] and lines[-1] == "" and len(lines) == 5
-    assert {json.loads(line)["product"] for line in lines[2:4]} == {"类型#裙*颜色#色0", "类型#裙*颜色#色9"}
+    assert (lines[0], lines[2], lines[4:]) == ('{"foreign": 1}', "no JSON", [""])
+    assert [json.loads(lines[place])["product"] for place in (1, 3)] == ["类型#裙*颜色#色0", "类型#裙*颜色#色9"]
+    # Lost feedback comes back when the list is opened.
+    path.unlink()
+    review_page.open_list(review.path.name)
+    assert [row["product"] for row in feedback()] == ["类型#裙*颜色#色0"]
 
 
 def test_cells_that_a_csv_guards_are_read_as_they_were(tmp_path):

@@ -69,13 +69,6 @@ def test_table_without_a_best_model(results):
     assert "Training rows: ?." in tables.results_markdown(results)
 
 
-def test_text_marks_the_best_of_several_models_alone(results):
-    assert "*" in tables.results_text(results)
-    for name in ("base", "tuned - base"):
-        results["health"].pop(name, None)
-    assert "*" not in tables.results_text(results)
-
-
 def test_published_results_have_source_procedure_and_marks():
     published = tables.read_published()
     assert len(published["rows_sha256"]) == 64

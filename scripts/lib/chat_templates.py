@@ -34,11 +34,9 @@ def check_template(settings: dict) -> str:
         fail(f"{model} has no chat template, or several: name one of LLaMA-Factory's, such as ARGS=template=alpaca")
     if fault := template_fault(own, folder):
         kind = re.match("[a-z]*", str(read_json(folder / "config.json").get("model_type")))[0]
-        akin = [other for other in known if kind and other.startswith(kind)]
-        fail(
-            f"LLaMA-Factory cannot read the chat template of {model} ({fault}): "
-            f"name one of its own, ARGS=template={akin[0] if akin else 'alpaca'} (or {', '.join(akin[1:] or known)})"
-        )
+        akin = " or ".join(other for other in known if kind and other.startswith(kind)) or "alpaca"
+        hint = f"name one of LLaMA-Factory's own, ARGS=template={akin}"
+        fail(f"LLaMA-Factory cannot read the chat template of {model} ({fault}): {hint}")
     return f"that of {model}"
 
 

@@ -170,7 +170,7 @@ def check_stand_in(model: str, recipe: Path) -> None:
     if model != settings["output_dir"]:
         return
     made = Path(model) / "train_results.json"
-    sources = [ROOT / builder, ROOT / "scripts/stand_in.py", *filter(None, data_files(settings).values())]
+    sources = [ROOT / builder, *filter(None, data_files(settings).values())]
     if not made.exists() or any(path.exists() and path.stat().st_mtime > made.stat().st_mtime for path in sources):
         raise Unmade(f"error: {model} is not made yet; `make base MODEL={recipe.parent.name}` makes it")
 

@@ -19,13 +19,14 @@ FILLED = ("product", "ad", "written")
 
 
 def read_feedback(path: Path) -> list[dict]:
-    """The lines of a feedback file; ends the program at the first that is none."""
+    """The lines of a feedback file, ads without white space around them; ends the program at the first that is none."""
     if not path.is_file():
         fail(f"FEEDBACK={path}: there is no such file; the desk writes data/feedback.jsonl")
     rows = read_json_lines(path)
     for number, row in enumerate(rows, 1):
         if fault := find_fault(row):
             fail(f"{path}, decision {number}: {fault}")
+        row |= {name: row[name].strip() for name in FILLED} | {"others": [ad.strip() for ad in row["others"]]}
     return rows
 
 
@@ -49,7 +50,7 @@ def select(rows: list[dict], model: str, dev: Iterable[str]) -> tuple[list[dict]
     strings that never enter.
     """
     latest = {(product(row["product"]), row["written"]): row for row in rows}
-    known = {path.name for path in ROOT.glob("configs/*")} - {model}
+    known = {path.parent.name for path in ROOT.glob("configs/*/chat.yaml")} - {model}
     kept, left, dev = [], Counter({"decided again": len(rows) - len(latest)}), set(map(product, dev))
     for (name, _), row in latest.items():
         if name in dev:
@@ -75,10 +76,10 @@ def make_rows(rows: Iterable[dict]) -> tuple[list[dict], list[dict]]:
     for group in groups.values():
         text, approved = group[0]["product"], [row for row in group if row["decision"] == "approve"]
         yes = dict.fromkeys(row["ad"] for row in approved)
-        refused = [row["ad"] for row in group if row not in approved] + [row["written"] for row in approved]
+        # For a rejected ad, `ad` is the text to avoid; for an edited one, `written` is.
+        refused = [row["written" if row["decision"] == "approve" else "ad"] for row in group]
         no = dict.fromkeys(ad for ad in refused if ad not in yes)
-        passed_over = [ad for row in approved for ad in row["others"] if ad.strip() and ad not in yes]
-        worse = no | dict.fromkeys(passed_over)
+        worse = no | dict.fromkeys(ad for row in approved for ad in row["others"] if ad and ad not in yes)
         pairs += [{"instruction": text, "chosen": ad, "rejected": other} for ad in yes for other in worse]
         verdicts += [{"instruction": text, "output": ad, "approved": ad in yes} for ad in yes | no]
     # KTO puts each product beside the ad of the row above, which has to be of another product.

@@ -103,7 +103,7 @@ def read_words(name: str) -> list[Rule]:
     """
     path, words = Path(name), {level: [] for level in LEVELS}
     try:
-        lines = decode(path, b",\n").splitlines()
+        lines = decode(path).splitlines()
     except OSError as error:
         fail(f"WORDS: {path} cannot be read: {error.strerror}")
     for number, line in enumerate(lines, 1):

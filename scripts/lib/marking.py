@@ -56,9 +56,11 @@ def mark(ad: str, kinds: dict[str, str], hits: list[Hit]) -> str:
     """An ad as HTML, its values and risky words marked. kinds: value → class. Of hits within hits, the outer shows."""
     # What each character belongs to: where its mark begins, and what is written in that mark.
     marks = [(-1, "")] * len(ad)
-    values = sorted((value for value in kinds if value in ad), key=len, reverse=True)
-    for match in re.finditer("|".join(map(re.escape, values)), ad) if values else []:
-        marks[slice(*match.span())] = [(match.start(), f'class="{kinds[match[0]]}"')] * len(match[0])
+    kinds = {value.lower(): kind for value, kind in kinds.items()}
+    values = sorted(kinds, key=len, reverse=True)
+    for match in re.finditer("|".join(map(re.escape, values)), ad, re.IGNORECASE) if kinds else []:
+        kind = kinds.get(match[0].lower(), "")
+        marks[slice(*match.span())] = [(match.start(), f'class="{kind}"')] * len(match[0])
     for hit in reversed(hits):
         marks[hit.start : hit.end] = [(hit.start, risk(hit))] * len(hit.words)
     text = ""

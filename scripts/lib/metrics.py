@@ -96,12 +96,12 @@ def corpus_bleu(texts: list[str], references: list[str], draws: np.ndarray) -> t
 
 
 def vocabulary(contents: Iterable[str]) -> Values:
-    """The attribute values of two or more characters, each with its most frequent key; values of 类型 are left out."""
+    """The attribute values of two or more characters in lower case, each with its most frequent key, but for 类型."""
     keys = defaultdict(Counter)
     for content in contents:
         for key, value in parse_attributes(content):
             if key != "类型" and len(value) > 1:
-                keys[value][key] += 1
+                keys[value.lower()][key] += 1
     values = defaultdict(dict)
     for value in sorted(keys, key=lambda value: (-len(value), value)):
         values[value[:2]][value] = keys[value].most_common(1)[0][0]
@@ -121,18 +121,18 @@ def find_values(text: str, values: Values) -> dict[str, str]:
 
 
 def covered(content: str, text: str) -> dict[tuple[str, str], bool]:
-    """(key, value) of each attribute of a product → whether the value stands word for word in the text.
+    """(key, value) of each attribute of a product → whether the value stands word for word in the text, in any case.
 
     What stands in reasoning or in an echo of the product does not count, here as in `invented`: see `lib.form`.
     """
-    text = own_words(content, text)
-    return {(key, value): value in text for key, value in parse_attributes(content)}
+    text = own_words(content, text).lower()
+    return {(key, value): value.lower() in text for key, value in parse_attributes(content)}
 
 
 def invented(content: str, text: str, values: Values) -> tuple[dict[str, str], set[str]]:
-    """The known attribute values in a text → their keys, and those of them that the product does not have."""
-    found = find_values(own_words(content, text), values)
-    return found, set(found) - {value for _, value in parse_attributes(content)}
+    """The known attribute values in a text → their keys, and those that the product does not have, in lower case."""
+    found = find_values(own_words(content, text).lower(), values)
+    return found, set(found) - {value.lower() for _, value in parse_attributes(content)}
 
 
 def in_first_half(value: str) -> bool:

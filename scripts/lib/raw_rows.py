@@ -16,7 +16,6 @@ DEV_NAMES = ("dev", "val", "valid", "validation", "test")
 SUFFIXES = (".json", ".jsonl")
 # In characters. AdGen's longest row has about a thousand.
 LONGEST_ROW = 2**20
-TOO_LONG = "longer than a mebibyte"
 BOM = b"\xef\xbb\xbf"
 Layouts = tuple[Layout, ...]
 
@@ -110,46 +109,31 @@ def read_rows(name: str, data: bytes, layouts: Layouts = LAYOUTS) -> Iterator[Ro
     """
     lines = decode_lines(data)
     if data.removeprefix(BOM).lstrip()[:1] == b"[":
-        yield from read_array(name, "\n".join(lines), layouts)
-        return
+        try:
+            lines = list(map(as_line, json.loads("\n".join(lines))))
+        except (ValueError, RecursionError) as error:
+            fail(f"{name} starts as a JSON array but is none ({error}); is it cut off?")
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield read_line(Row(name, number, line.removesuffix("\r")), layouts)
+            yield read_row(name, number, line.removesuffix("\r"), layouts)
 
 
-def read_array(name: str, text: str, layouts: Layouts) -> Iterator[Row]:
-    """The rows of a JSON array."""
-    try:
-        yield from list(read_values(name, json.loads(text), layouts))
-    except (ValueError, RecursionError) as error:
-        fail(f"{name} starts as a JSON array but is none ({error}); is it cut off?")
+def as_line(value: object) -> str:
+    """A value of an array or of a hub as a line of JSON, as which it is read like all others."""
+    return json.dumps(value, ensure_ascii=False)
 
 
-def read_values(name: str, values: Iterable, layouts: Layouts) -> Iterator[Row]:
-    """The rows of JSON values; their line numbers are their places, from 1."""
-    for number, value in enumerate(values, 1):
-        yield read_value(Row(name, number, json.dumps(value, ensure_ascii=False)), value, layouts)
-
-
-def read_line(row: Row, layouts: Layouts) -> Row:
-    """The row with its texts, or its problem, found in the line `row.raw`."""
+def read_row(name: str, number: int, line: str, layouts: Layouts) -> Row:
+    """The row in a line of JSON, with its texts or its problem."""
+    row = Row(name, number, line)
     # A long line is not even parsed: its values could take a hundred times its memory.
-    if len(row.raw) > LONGEST_ROW:
-        return row._replace(problem=TOO_LONG)
+    if len(line) > LONGEST_ROW:
+        return row._replace(problem="longer than a mebibyte")
     try:
-        value = json.loads(row.raw)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         return row._replace(problem="not JSON")
-    return read_value(row, value, layouts)
-
-
-def read_value(row: Row, value: object, layouts: Layouts) -> Row:
-    """The row with its texts, or its problem, found in a JSON value."""
-    if len(row.raw) > LONGEST_ROW:
-        return row._replace(problem=TOO_LONG)
-    if not isinstance(value, dict):
-        return row._replace(problem="not an object")
-    found = read_texts(value, layouts)
+    found = read_texts(value, layouts) if isinstance(value, dict) else "not an object"
     problem = found if isinstance(found, str) else problem_of(*found)
     return row._replace(problem=problem) if problem else row._replace(content=found[0], summary=found[1])
 
@@ -188,14 +172,14 @@ def read_hub(layouts: Layouts = LAYOUTS) -> dict[str, list[Row]]:
         name = f"{entry[key]}:{entry['split']}"
         print(f"Fetching {name} from {hub}")
         try:
-            values = list(load_rows(entry[key], entry["split"]))
+            lines = list(map(as_line, load_rows(entry[key], entry["split"])))
         except Exception as error:
             # Both libraries raise whatever their network libraries raise.
             fail(
                 f"{name} cannot be fetched from {hub} ({type(error).__name__}): check the network, "
                 "give local files with `make data RAW=<folder>`, or see everything run on the sample with `make demo`"
             )
-        rows[split] = list(read_values(name, values, layouts))
+        rows[split] = [read_row(name, number, line, layouts) for number, line in enumerate(lines, 1)]
     return rows
 
 

@@ -30,19 +30,16 @@ def read_registry(folder: Path) -> dict[str, dict]:
     return registry
 
 
-def named_sets(settings: dict) -> list[str]:
-    """The data sets that a recipe names, as LLaMA-Factory takes them: a list, or words with commas between them."""
-    given = [settings.get(key) or [] for key in ("dataset", "eval_dataset")]
-    names = [name for words in given for name in (words if isinstance(words, list) else str(words).split(","))]
-    return list(dict.fromkeys(name for name in map(str.strip, map(str, names)) if name))
-
-
 def find_entries(settings: dict) -> dict[str, dict]:
     """Data set → its entry, for the sets that a recipe names; ends the program if one is not registered.
 
-    With dataset_dir=ONLINE or REMOTE:<hub's name> there is no registry here, and every entry is empty.
+    As in LLaMA-Factory, the names are a list, or words with commas between them. With dataset_dir=ONLINE or
+    REMOTE:<hub's name> there is no registry here, and every entry is empty.
     """
-    names, folder = named_sets(settings), str(settings.get("dataset_dir") or "data")
+    given = [settings.get(key) or [] for key in ("dataset", "eval_dataset")]
+    words = [word for part in given for word in (part if isinstance(part, list) else str(part).split(","))]
+    names = dict.fromkeys(filter(None, (str(word).strip() for word in words)))
+    folder = str(settings.get("dataset_dir") or "data")
     if folder == "ONLINE" or folder.startswith("REMOTE:"):
         return {name: {} for name in names}
     registry = read_registry(Path(folder)) if names else {}

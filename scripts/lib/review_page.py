@@ -21,8 +21,8 @@ Seen = dict
 States = dict[int, State]
 WORDS = {"open": "待定", "approve": "通过", "reject": "退回", "all": "全部"}
 REASONS = ("内容不实", "语句不通", "用词违规", "不合品牌")
-# (list, row) → which editor has it on the screen, and since when. It counts for so many seconds.
-READERS: dict[tuple[str, int], tuple[str, float]] = {}
+# Editor → the list and the row on the screen, and since when. It counts for so many seconds.
+READERS: dict[str, tuple[str, int, float]] = {}
 READING = 120
 
 
@@ -30,7 +30,7 @@ def complaint(words: str):
     """The error with which the page says what is wrong."""
     import gradio as gr
 
-    return gr.Error(html.escape(words), print_exception=False)
+    return gr.Error(html.escape(words), title="出错了", print_exception=False)
 
 
 # --- lists ---
@@ -50,12 +50,19 @@ def read(path: Path) -> Review:
         raise complaint(f"这张表打不开：{str(end.code).removeprefix('error: ')}") from None
 
 
+def keep(path: Path) -> str:
+    """Keeps a table as a list; returns its name there, or nothing if the table has no ads."""
+    return reviews.keep(path) if read(path).items else ""
+
+
 @lru_cache(maxsize=4)
 def open_list(name: str) -> tuple[Review, Values]:
     """A list, and the values that are looked for in its ads, see `lib.metrics.vocabulary`."""
     if name not in reviews.list_names():
         raise complaint("没有这张表")
     review = read(reviews.FOLDER / name)
+    if not review.items:
+        raise complaint("这张表里没有文案")
     with reviews.locked():
         reviews.write_feedback(review, reviews.read_decisions(review))
     return review, vocabulary([*products(), *(item.product for item in review.items.values())])
@@ -72,13 +79,10 @@ def labels() -> list[tuple[str, str]]:
 
 def next_open(name: str, states: States, row: int, editor: str) -> int:
     """The open row after this one, or the first one; this row if none is open. Rows that others read come last."""
-
-    def is_read(other: int) -> bool:
-        reader, since = READERS.get((name, other), (editor, 0.0))
-        return reader != editor and time.monotonic() - since < READING
-
+    others = [place for reader, place in list(READERS.items()) if reader != editor]
+    read = {other for there, other, since in others if there == name and time.monotonic() - since < READING}
     rows = [other for other, state in states.items() if state.decision == "open" and other != row]
-    return min(rows, key=lambda other: (is_read(other), other < row), default=row)
+    return min(rows, key=lambda other: (other in read, other < row), default=row)
 
 
 # --- what is shown ---
@@ -92,7 +96,7 @@ def view(seen: Seen, row: int, only: str) -> list:
     review, values = open_list(name)
     states = reviews.read_states(review)
     state, item = states[row], review.items[row]
-    READERS[name, row] = editor, time.monotonic()
+    READERS[editor] = name, row, time.monotonic()
     counts = reviews.count(states) | {"all": len(states)}
     counted = gr.Radio([(f"{word} {counts[key]}", key) for key, word in WORDS.items()], value=only)
     seen = {"list": name, "row": row, "version": state.version, "editor": editor}
@@ -152,16 +156,21 @@ def choose(name: str | None, seen: Seen | None) -> list:
 
     found = labels()
     name = name or next((name for _, name in found), None)
-    return [gr.Accordion(open=not name), gr.Dropdown(found, value=name), *begin(name, seen)]
+    try:
+        shown = begin(name, seen)
+    except gr.Error as error:
+        # The other lists can still be chosen.
+        gr.Warning(error.message, title="出错了")
+        shown = begin(None, seen)
+    return [gr.Accordion(open=not name), gr.Dropdown(found, value=name), *shown]
 
 
 def bring(path: str | None, seen: Seen | None) -> list:
     """Keeps a table of ads as a list and shows it. A table of products without ads is left for `make generate`."""
     import gradio as gr
 
-    if path and read(Path(path)).items:
-        return choose(reviews.keep(Path(path)), seen)
-    return [gr.skip()] * 9
+    name = keep(Path(path)) if path else ""
+    return choose(name, seen) if name else [gr.skip()] * 9
 
 
 def move(step: int, seen: Seen | None, only: str) -> list:
@@ -186,7 +195,7 @@ def decide(seen: Seen, text: str, decision: str, reason: str = "", chosen: int |
         new = State(text, decision, chosen, reason.strip(), seen["editor"])
         return reviews.decide(review, row, seen["version"], new)
     except Stale:
-        gr.Warning("这条刚被另一位编辑处理过，您的操作没有保存。现在显示的是最新的状态。")
+        gr.Warning("这条刚被另一位编辑处理过，您的操作没有保存。请看最新的状态。", title="注意")
     except OSError as error:
         raise complaint(f"没有存上：{error.strerror}。请稍后再试") from None
 
@@ -251,5 +260,5 @@ def export(seen: Seen | None) -> Iterator:
                 reviews.write_approved(review, path, values)
                 paths.append(str(path))
             except SystemExit:
-                gr.Warning("表太大，或者有过长的格子，Excel 放不下，所以只有 CSV。")
+                gr.Warning("表太大，或者有过长的格子，Excel 放不下，所以只有 CSV。", title="注意")
         yield gr.File(paths, visible=True)

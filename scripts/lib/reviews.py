@@ -30,6 +30,8 @@ FORMS = (".csv", ".xlsx", ".jsonl")
 DECISIONS = ("open", "approve", "reject")
 # Characters of an ad that an editor may write.
 LONGEST_AD = 5000
+# The time in a line of feedback.
+TIME = re.compile(r'"time"\s*:\s*"([^"]*)"')
 
 
 class Item(NamedTuple):
@@ -185,7 +187,7 @@ def decide(review: Review, row: int, saw: int, new: State) -> dict[int, State]:
         entry = {name: value for name, value in new._asdict().items() if name != "version"}
         append(decisions_of(review.path), {"row": row} | entry)
         if {now.decision, new.decision} != {"open"}:
-            write_feedback(review, [*decisions, (row, new)])
+            write_feedback(review, [*(entry for entry in decisions if entry[0] == row), (row, new)])
         return states | {row: new}
 
 
@@ -202,19 +204,25 @@ def append(path: Path, entry: dict) -> None:
 
 
 def write_feedback(review: Review, decisions: Decisions) -> None:
-    """Writes the decided rows of a list into data/feedback.jsonl, in place of those that it had there.
+    """Writes the rows of these decisions into data/feedback.jsonl, in place of what it held of them. Other lines stay.
 
-    A line is this list's if it has the product and the time of one of its decisions. All other lines stay.
+    decisions: all of a row, or all of a list. A line that has the product and the time of one of them is in its place.
     """
     path = FOLDER.with_name("feedback.jsonl")
     before = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     own = {(review.items[row].product, state.time) for row, state in decisions}
-    lines = [line for line in before if line.strip() and mark_of(line) not in own]
-    for row, state in latest(review, decisions).items():
-        if state.decision != "open":
-            lines.append(json.dumps(lesson(review.items[row], state), ensure_ascii=False))
-    with whole_file(path) as file:
-        file.writelines(printable(line) + "\n" for line in lines)
+    times = {time for _, time in own}
+    # To parse each line of a long file would take seconds.
+    replaced = {line for line in before if times & set(TIME.findall(line)) and mark_of(line) in own}
+    decided = [(row, state) for row, state in latest(review, decisions).items() if state.decision != "open"]
+    # The last decision stands last: of two on equal ads, `make pairs` takes that one.
+    decided.sort(key=lambda entry: entry[1].time)
+    lines = [json.dumps(lesson(review.items[row], state), ensure_ascii=False) for row, state in decided]
+    lines = list(map(printable, lines))
+    if replaced != set(lines):
+        with whole_file(path) as file:
+            kept = [line for line in before if line.strip() and line not in replaced]
+            file.write("".join(f"{line}\n" for line in kept + lines))
 
 
 def mark_of(line: str) -> tuple[str, str] | None:

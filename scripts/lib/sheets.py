@@ -75,10 +75,10 @@ def check_size(path: Path, rows: int, columns: int) -> None:
 # --- text files ---
 
 
-def decode(path: Path, marks: bytes) -> str:
-    """A file as text, in UTF-8, UTF-16 with its mark, GB18030 or Big5; `marks` as in `read_bounded`."""
+def decode(path: Path) -> str:
+    """A file of lines and columns as text, in UTF-8, UTF-16 with its mark, GB18030 or Big5."""
     with path.open("rb") as file:
-        data = read_bounded(file, str(path), marks)
+        data = read_bounded(file, str(path), b",;\t\n")
     with suppress(UnicodeDecodeError):
         return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     found = []
@@ -106,7 +106,7 @@ def is_common(letter: str) -> bool:
 
 def read_csv(path: Path) -> Table:
     """The lines of a CSV file, separated by commas, semicolons or tabs."""
-    content = decode(path, b",;\t\n")
+    content = decode(path)
     # Excel writes semicolons or tabs in some languages. The first line that is more than a title shows which.
     lines = [line for line in content[:10_000].splitlines() if re.search("[,;\t]", line)]
     separator = max(",;\t", key=lines[0].count) if lines else ","

@@ -4,11 +4,10 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable
 
 from lib.baselines import BASELINES
 from lib.files import ROOT
-from lib.health import healthy_models, is_better
+from lib.health import is_better
 from lib.law import NO_ADVICE
 from lib.metrics import MAIN, OVERLAP, SCORES, Values, covered, invented
 
@@ -65,22 +64,17 @@ def show(score: str, entry: dict | None, sign: str = "") -> str:
     return f"{entry['value']:{sign}.{digits}f} ±{(high - low) / 2:.{digits}f}"
 
 
-def score_tables(results: dict, name_cell: Callable[[str], str], mark: Callable[[str, str, str], str]) -> list:
-    """Two tables, as rows of cells: the six main scores of all systems, and the other scores.
-
-    `name_cell` gives the first cell of a system; `mark` gives a cell from the system, the score and its text.
-    """
+def score_tables(results: dict) -> list[list[list[str]]]:
+    """Two tables, as rows of cells: the six main scores of all systems, and the other scores."""
     rows = [(name, row, "") for name, row in results["systems"].items()]
     if results[DIFFERENCE]:
         rows.append((DIFFERENCE, results[DIFFERENCE], "+"))
     others = [score for score in SCORES if score not in MAIN and any(score in row for _, row, _ in rows)]
-    tables = []
-    for part in (MAIN, others):
-        lines = [["", *(SCORES[score].label for score in part)]]
-        for name, row, sign in rows:
-            lines.append([name_cell(name), *(mark(name, score, show(score, row.get(score), sign)) for score in part)])
-        tables.append(lines)
-    return tables
+    return [
+        [["", *(SCORES[score].label for score in part)]]
+        + [[name, *(show(score, row.get(score), sign) for score in part)] for name, row, sign in rows]
+        for part in (MAIN, others)
+    ]
 
 
 def warnings_of(results: dict) -> list[tuple[str, str]]:
@@ -105,22 +99,10 @@ def verdict(results: dict) -> str:
 
 def results_text(results: dict) -> str:
     """The scores of an eval_results.json for a terminal: two aligned tables, the warnings and the verdict."""
-    models, systems = healthy_models(results), results["systems"]
-    # If there is only one model, it is the best in every score, and marks say nothing.
-    best = {
-        (name, score)
-        for score in MAIN
-        for name in models
-        if len(results["health"]) > 1 and not any(is_better(score, systems[other], systems[name]) for other in models)
-    }
-    tables = score_tables(
-        results,
-        lambda name: name + " !" * bool(results["health"].get(name)),
-        lambda name, score, cell: cell + ("*" if (name, score) in best else " "),
-    )
-    text = "".join(align(lines) + "\n" for lines in tables)
-    text += "± half the width of the 95% interval" + ("; * best healthy model" if best else "") + ".\n"
-    text += f"{NO_ADVICE}\n"
+    text = ""
+    for lines in score_tables(results):
+        text += align([[name + " !" * bool(results["health"].get(name)), *cells] for name, *cells in lines]) + "\n"
+    text += f"± half the width of the 95% interval.\n{NO_ADVICE}\n"
     text += "".join(f"! {name}: {warning}.\n" for name, warning in warnings_of(results)) + verdict(results)
     return text + f"{ELSEWHERE}\n" * results["adgen_dev"]
 
@@ -128,19 +110,17 @@ def results_text(results: dict) -> str:
 def results_markdown(results: dict) -> str:
     """The table.md of an eval_results.json: all scores, the warnings, the verdict, and how the scores came about."""
 
-    def name_cell(name: str) -> str:
+    def row_of(name: str, *cells: str) -> list[str]:
         words = f": {IN_WORDS[name]}" if name in IN_WORDS else ""
-        return escape(name) + words + " ⚠" * bool(results["health"].get(name))
-
-    def mark(name: str, score: str, cell: str) -> str:
-        return f"**{cell}**" if name == results["best"] else cell
+        cells = [f"**{cell}**" for cell in cells] if name == results["best"] else cells
+        return [escape(name) + words + " ⚠" * bool(results["health"].get(name)), *cells]
 
     def rows_of(part: str) -> str:
         split = results[part]
         return f"{split['rows']:,} rows of {escape(split['file'])} (sha256 `{split['sha256'][:12]}`)" if split else "?"
 
     text = "# Scores\n\n"
-    text += "\n".join(markdown(lines) for lines in score_tables(results, name_cell, mark))
+    text += "\n".join(markdown([row_of(*line) for line in lines]) for lines in score_tables(results))
     text += "\n" + "".join(f"⚠ {escape(name)}: {escape(warning)}.\n\n" for name, warning in warnings_of(results))
     text += escape(verdict(results)) + "\n\n" + "The scores of the best model are bold.\n\n" * bool(results["best"])
     decoding = (f"`{key}: {json.dumps(value)}`" for key, value in (results["decoding"] or {}).items())
@@ -222,4 +202,4 @@ def examples_markdown(systems: dict[str, list[str]], contents: list[str], refere
 def mark_invented(content: str, ad: str, values: Values) -> str:
     """The ad as Markdown, each invented value bold and after a warning sign."""
     bad = sorted(map(escape, invented(content, ad, values)[1]), key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, bad)), r"⚠**\g<0>**", escape(ad)) if bad else escape(ad)
+    return re.sub("|".join(map(re.escape, bad)), r"⚠**\g<0>**", escape(ad), flags=re.I) if bad else escape(ad)
