@@ -127,4 +127,6 @@ def check_rows(place: str, name: str, path: Path, folder: Path, stage: str) -> N
         if any(all(any(turn["content"] for turn in row[part]) for part in needed) for row in aligned):
             return
         why = "no row has a prompt and a response"
-    fail(f'{place}: LLaMA-Factory cannot read {path} ({why}); its columns are {columns}. "columns" there maps them')
+    fail(
+        f'{place}: LLaMA-Factory cannot read {path} ({why}); its columns are {columns}. The entry\'s "columns" map them'
+    )
