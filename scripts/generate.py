@@ -97,6 +97,7 @@ def read_settings(options: argparse.Namespace) -> tuple[dict, Writer]:
     recipe = read_recipe(ROOT / choices.recipe("predict"), words)
     settings["request"] = recipe | {batches.BATCH: None}
     folder = batches.work_folder(str(options.output.resolve()), settings)
+    batches.make_base(choices)
     return settings, partial(batches.write_ads, words, folder)
 
 

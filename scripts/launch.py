@@ -124,9 +124,9 @@ def doctor(choices: Choices, options: argparse.Namespace) -> None:
 
 
 def base(choices: Choices, options: argparse.Namespace) -> None:
-    """Makes the base model of a stand-in, if it is missing or older than its recipe."""
-    if choices.recipe("pretrain").exists():
-        model = choices.settings("chat")["model_name_or_path"]
+    """Makes the base model of a stand-in, or the merged model that a method goes on from, if it is missing or older."""
+    if choices.goes_on or choices.recipe("pretrain").exists():
+        model = str(merged(choices)) if choices.goes_on else choices.settings("chat")["model_name_or_path"]
         look(choices, "chat", choices.recipe("chat"), {"model_name_or_path": model})
 
 

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from lib import vllm
-from lib.batches import BATCH, work_folder, write_ads
+from lib.batches import BATCH, make_base, work_folder, write_ads
 from lib.candidates import badness, likeness
 from lib.choices import Choices, hub_overrides, read_choices, rows_of, saves, trained, tuned_overrides
 from lib.features import learn
@@ -72,6 +72,8 @@ def write_samples(choices: Choices, options: argparse.Namespace, products: list[
     """Some ads of the tuned model for each product. Ads that are there from an earlier run are used again."""
     words = [*hub_overrides(choices), *tuned_overrides(choices), *SAMPLING, *options.words]
     weights = sorted(trained(choices).glob("*.safetensors"))
+    if not weights:
+        fail(f"there is no model in {trained(choices)}: run `make train MODEL={choices.model} METHOD={choices.method}`")
     settings = read_recipe(choices.recipe("predict"), words) | {
         BATCH: None,
         "weights": [sha256(path) for path in weights],
@@ -81,6 +83,7 @@ def write_samples(choices: Choices, options: argparse.Namespace, products: list[
     journal, ads = open_journal(saves(choices) / "samples" / f"{folder.name}.jsonl", settings)
     keys = numbered(products)
     write = partial(write_ads, words, folder)
+    make_base(choices)
     if vllm.is_wanted():
         write = partial(vllm.write_ads, [*SAMPLING, *options.words])
     write_missing(write, journal, ads, keys, options.samples)

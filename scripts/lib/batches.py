@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections import defaultdict
@@ -43,6 +44,13 @@ def sampling_words(choices: Choices, overrides: list[str]) -> list[str]:
         chat |= {"do_sample": False, "temperature": 1.0}
     # JSON is YAML. Within quotation marks, no character is taken for a mark of YAML's.
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in chat.items()]
+
+
+def make_base(choices: Choices) -> None:
+    """Makes what lies below the adapter, if it is missing, where its progress shows; ends the program if that fails."""
+    command = [sys.executable, ROOT / "scripts/launch.py", "base"]
+    if not choices.exported and (status := subprocess.run(command).returncode):
+        raise SystemExit(status)
 
 
 def work_folder(*run) -> Path:
