@@ -145,7 +145,8 @@ def registered(tmp_path, monkeypatch):
         data = rows if isinstance(rows, bytes) else b"".join(json.dumps(row).encode() + b"\n" for row in rows)
         (tmp_path / name).write_bytes(data)
         (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": name} | entry}))
-        return {"dataset": "mine", "dataset_dir": str(tmp_path), "stage": "dpo" if entry.get("ranking") else "sft"}
+        stage = "dpo" if entry.get("ranking") else "sft"
+        return {"dataset": "mine", "dataset_dir": str(tmp_path), "stage": stage, "do_train": True}
 
     return register
 
@@ -160,6 +161,13 @@ def test_rows_that_llamafactory_reads_and_those_that_it_does_not(registered, nam
         check_sets(settings, {"mine"})
     message = error.value.code
     assert 'the set "mine" in' in message and "rows.jsonl" in message and is_one_line(message)
+
+
+def test_a_prediction_needs_no_answers(registered):
+    settings = registered(TWO, [{"content": "a#b", "summary": ""}])
+    with pytest.raises(SystemExit, match="no row has a prompt and a response"):
+        check_sets(settings, {"mine"})
+    check_sets(settings | {"do_train": False}, {"mine"})
 
 
 @pytest.mark.parametrize(("entry", "stage"), [(PAIRS, "sft"), (TWO, "dpo")])

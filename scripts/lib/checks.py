@@ -103,9 +103,11 @@ def check_rows(settings: dict) -> str:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is of the embedded sample, or holds pairs that `make pairs` wrote."""
+    """Whether a file is of the embedded sample, or one that `make pairs` or `make generate` wrote."""
     pairs = [ROOT / f"data/{model.name}_pairs.jsonl" for model in ROOT.glob("configs/*")]
-    return path.resolve().parent == ROOT / "data/sample" or path.resolve() in pairs
+    # saves may be a link to another disk.
+    folders = [(ROOT / name).resolve() for name in ("data/sample", "saves/parts")]
+    return path.resolve() in pairs or any(path.resolve().is_relative_to(folder) for folder in folders)
 
 
 def check_card(path: Path) -> None:
