@@ -148,7 +148,7 @@ def registered(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(data)
         (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": name} | entry}))
         stage = "dpo" if entry.get("ranking") else "kto" if entry == VERDICTS else "sft"
-        return {"dataset": "mine", "dataset_dir": str(tmp_path), "stage": stage}
+        return {"dataset": "mine", "dataset_dir": str(tmp_path), "stage": stage, "do_train": True}
 
     return register
 
@@ -163,6 +163,13 @@ def test_rows_that_llamafactory_reads_and_those_that_it_does_not(registered, nam
         check_sets(settings, {"mine"})
     message = error.value.code
     assert 'the set "mine" in' in message and "rows.jsonl" in message and is_one_line(message)
+
+
+def test_a_prediction_needs_no_answers(registered):
+    settings = registered(TWO, [{"content": "a#b", "summary": ""}])
+    with pytest.raises(SystemExit, match="no row has a prompt and a response"):
+        check_sets(settings, {"mine"})
+    check_sets(settings | {"do_train": False}, {"mine"})
 
 
 @pytest.mark.parametrize(

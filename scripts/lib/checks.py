@@ -83,8 +83,8 @@ def check_rows(settings: dict) -> str:
     """Every data set that the recipe names is registered, there, as `make data` wrote it, and fit to be trained on."""
     files = data_files(settings)
     local = {name: path for name, path in files.items() if path}
-    ours = [ROOT / f"data/adgen_{split}.jsonl" for split in ("train", "val", "dev")]
-    prepared = {name for name, path in local.items() if path.resolve() in ours}
+    splits = [ROOT / f"data/adgen_{split}.jsonl" for split in ("train", "val", "dev")]
+    prepared = {name for name, path in local.items() if path.resolve() in splits}
     makers = {
         ROOT / f"data/{one.name}_{kind}.jsonl": how for one in ROOT.glob("configs/*") for kind, how in MADE.items()
     }
@@ -97,10 +97,11 @@ def check_rows(settings: dict) -> str:
             check_card(path)
         elif path.resolve() in makers:
             check_pairs(path, Path(settings["model_name_or_path"]))
-    # The rows of the sample come with the project. A prediction reads its rows before it loads the model.
-    ours = {*makers, *(ROOT / "data/sample").glob("*.jsonl")}
-    foreign = {name for name, path in local.items() if name not in prepared and path.resolve() not in ours}
-    check_sets(settings, foreign if settings.get("do_train") else set())
+    # The rows of the sample and those of `make generate` are ours, too. saves may be a link to another disk.
+    folders = [(ROOT / name).resolve() for name in ("data/sample", "saves/parts")]
+    ours = {name for name, path in local.items() if any(path.resolve().is_relative_to(folder) for folder in folders)}
+    made = {name for name, path in local.items() if path.resolve() in makers}
+    check_sets(settings, local.keys() - prepared - ours - made)
     return f"{', '.join(files)}: there and unchanged"
 
 

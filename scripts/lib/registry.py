@@ -95,11 +95,12 @@ def check_sets(settings: dict, foreign: set[str]) -> None:
             fail(f"{place}: stage {stage} {'needs a' if stage == 'kto' else 'takes no'} {tag}")
         path = file_of(name, entry, folder)
         if path and name in foreign:
-            check_rows(place, name, path, folder, stage)
+            answers = bool(settings.get("do_train")) and stage != "pt"
+            check_rows(place, name, path, folder, ("_prompt", "_response") if answers else ("_prompt",))
 
 
-def check_rows(place: str, name: str, path: Path, folder: Path, stage: str) -> None:
-    """Ends the program if LLaMA-Factory's own reader fails on a data set, or finds nothing to learn in it."""
+def check_rows(place: str, name: str, path: Path, folder: Path, needed: tuple[str, ...]) -> None:
+    """Ends the program if LLaMA-Factory's own reader fails on a data set, or finds no row with all the parts needed."""
     # These imports take eight seconds.
     from datasets import disable_progress_bars, load_dataset
     from llamafactory.data.converter import align_dataset
@@ -123,10 +124,9 @@ def check_rows(place: str, name: str, path: Path, folder: Path, stage: str) -> N
         cause = error.__cause__ or error
         why = f"{type(cause).__name__}: {cause}"
     else:
-        needed = ("_prompt",) if stage == "pt" else ("_prompt", "_response")
         if any(all(any(turn["content"] for turn in row[part]) for part in needed) for row in aligned):
             return
-        why = "no row has a prompt and a response"
+        why = f"no row has a {' and a '.join(part[1:] for part in needed)}"
     fail(
         f'{place}: LLaMA-Factory cannot read {path} ({why}); its columns are {columns}. The entry\'s "columns" map them'
     )
