@@ -65,6 +65,15 @@ def faithfulness_figures() -> list[str]:
     """What docs/faithfulness.md must hold."""
     found = [gemma_row(system, *MAIN) for system in ("base", "qv-1-epoch", "qv-3-epochs", "sft", "reference")]
     found += [judge_row(system, *MAIN) for system in ("dpo", "half-judge")]
+    again = {
+        score: entry["value"]
+        for score, entry in results("gemma3_270m/eval_results.json")["systems"]["likeness-1"].items()
+    }
+    found.append(
+        "BLEU-4 {bleu-4:.2f}, ROUGE-L {rouge-l:.2f}, coverage {coverage:.3f}, hallucination {hallucination:.3f}".format(
+            **again
+        )
+    )
     found.append(f"coverage to at most {max(run['dev']['coverage'] for run in RUNS.values()):.3f}")
     found.append(gemma_row("sft", "coverage-unseen", "hallucination-unseen"))
     found += [judge_row(system, "coverage-unseen", "hallucination-unseen") for system in ("dpo", "half-judge")]
