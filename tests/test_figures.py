@@ -125,7 +125,7 @@ def readme_figures() -> list[str]:
     for system in ("base", "tuned"):
         scores = {score: entry["value"] for score, entry in tiny["systems"][system].items()}
         expected.append("| {bleu-4:.2f} | {rouge-l:.2f} | {coverage:.3f} | {hallucination:.3f} |".format(**scores))
-    expected += [gemma_row(system, *DIGITS, "coverage", "hallucination") for system in ("sft", "reference")]
+    expected += [gemma_row(system, *DIGITS, "coverage", "hallucination") for system in ("base", "sft", "reference")]
     expected.append(judge_row("dpo", *DIGITS, "coverage", "hallucination"))
     minutes = [sum(seed.values()) / 60 for seed in results("gemma3_270m/seconds.json")["seconds"]]
     expected.append(f" {round(sum(minutes) / 3)} ")
