@@ -6,7 +6,7 @@ import io
 
 import httpx
 import pytest
-from common import KEY
+from common import KEY, copy_demo
 from lib.files import ROOT
 from lib.marking import copy_button, show
 from lib.metrics import vocabulary
@@ -21,9 +21,10 @@ CARDS = """cards => cards.map(card => {
 
 
 @pytest.fixture(scope="module")
-def desk(demo):
-    """The URL of a desk that is open to other machines and has started a server of its own."""
-    with serve(demo[0], "desk", API_KEY=KEY, GRADIO_SERVER_NAME="0.0.0.0") as url:
+def desk(demo, tmp_path_factory):
+    """The URL of a desk that is open to other machines and has started a server of its own. It has no lists yet."""
+    folder = copy_demo(demo[0], tmp_path_factory.mktemp("desk"))
+    with serve(folder, "desk", API_KEY=KEY, GRADIO_SERVER_NAME="0.0.0.0") as url:
         yield url.replace("0.0.0.0", "127.0.0.1")
 
 
