@@ -22,19 +22,16 @@ for name in [name for name in os.environ if name.startswith(("MAKE", "MFLAGS"))]
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_itemcollected(item):
+    """Marks the tests that need the demo's models."""
+    if {"demo", "api", "desk"} & set(item.fixturenames):
+        item.add_marker("trained")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks the tests that need the demo's models, and sorts the files: one worker makes them, the other goes on."""
-    trained = set()
-    # LlamaBoard needs what the tests of the recipes import for some seconds.
-    groups = {"test_llamaboard": "test_recipes"}
-    for item in items:
-        # What asks the API server runs in one worker, which starts it once.
-        group = "api" if "api" in item.fixturenames else groups.get(item.path.stem, item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(group))
-        if {"demo", "api", "desk"} & set(item.fixturenames):
-            item.add_marker("trained")
-            trained.add(item.path)
+    """Sorts the files: one worker makes the demo's models, the other goes on."""
+    trained = {item.path for item in items if item.get_closest_marker("trained")}
     # The longest files come first among the rest, so that no worker ends alone with one of them.
     longest = ("test_resume", "test_distributed", "test_pairs", "test_batches")
     items.sort(
