@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -56,7 +57,9 @@ def family(process) -> list[psutil.Process]:
 
     def there():
         found[:] = psutil.Process(process.pid).children(recursive=True)
-        return any("train" in child.cmdline() for child in found)
+        # One of them may just have ended.
+        with suppress(psutil.NoSuchProcess):
+            return any("train" in child.cmdline() for child in found)
 
     wait_for(there, process)
     return found
