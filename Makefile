@@ -80,7 +80,7 @@ bench: setup ## measure speed and memory (BENCH=training, serving, bulk, sizes, 
 test: setup ## run all tests
 	@exec $(PY) -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-quick: setup ## run the tests that train no model, in a minute and a half
+test-quick: setup ## run the tests that train no model, in about two minutes
 	@exec $(PY) -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder -m "not trained" $(ARGS)
 
 lint: setup ## check the style of the code
