@@ -82,10 +82,11 @@ def write_samples(choices: Choices, options: argparse.Namespace, products: list[
     folder = work_folder(settings)
     journal, ads = open_journal(saves(choices) / "samples" / f"{folder.name}.jsonl", settings)
     keys = numbered(products)
-    write = partial(write_ads, words, folder)
-    make_base(choices)
     if vllm.is_wanted():
         write = partial(vllm.write_ads, [*SAMPLING, *options.words])
+    else:
+        make_base(choices)
+        write = partial(write_ads, words, folder)
     write_missing(write, journal, ads, keys, options.samples)
     return [ads[key][: options.samples] for key in keys]
 
