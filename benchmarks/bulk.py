@@ -18,7 +18,6 @@ on the same model stays in them.
 
 import argparse
 import asyncio
-import json
 import os
 import shlex
 import sys
@@ -32,7 +31,7 @@ from lib import batches, vllm
 from lib.batches import cards_of
 from lib.chat_client import find_model, in_flight, request_of, write_ads
 from lib.choices import read_choices
-from lib.files import ROOT, fail, read_json_lines
+from lib.files import ROOT, fail, read_json_lines, write_json_lines
 from lib.journal import numbered, open_journal, write_missing
 from lib.recipes import read_recipe
 from lib.supervision import DEFAULTS, WRITING
@@ -101,7 +100,7 @@ def main() -> None:
     else:
         runs = [by_server(products[: options.asked], words, options.n, recipe, 1)]
         table = SCRATCH / "bulk.jsonl"
-        table.write_text("".join(json.dumps({"attributes": product}) + "\n" for product in products))
+        write_json_lines(table, ({"attributes": product} for product in products))
         runs.append(in_batches(table, words, options, choices.gpus))
     runs = [measuring.tidy(run | {"ads_per_s": run["ads"] / run["seconds"]}) for run in runs]
     card, command = (measuring.ask_card("name") or ["CPU"])[0], shlex.join(["python", *sys.argv])

@@ -13,6 +13,7 @@ import pytest
 from generating import PRODUCTS, read_ads, run
 from lib import review_page, reviews
 from lib.catalogue import read_catalogue
+from lib.feedback import read_feedback
 from lib.files import ROOT, read_json_lines
 from lib.metrics import vocabulary
 from lib.output import MARK, write_table
@@ -263,7 +264,8 @@ def test_feedback(review, tmp_path):
     decide(review, 0, ad="色0的裙子，改过。")
     decide(review, 1, "reject", reason="内容不实")
     decide(review, 3, "open", "没有决定的修改。")
-    one, two = feedback()
+    # What the desk writes, `make pairs` reads.
+    one, two = read_feedback(reviews.FOLDER.with_name("feedback.jsonl"))
     assert list(one) == list(two) == FEEDBACK
     assert (one["product"], one["decision"], one["ad"]) == ("类型#裙*颜色#色0", "approve", "色0的裙子，改过。")
     assert one["written"] == first[1] and one["others"] == [first[0], first[2]]

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from lib.cards import check_cards
 from lib.choices import Choices, read_choices, served_overrides
-from lib.files import ROOT, printable, read_json_lines, whole_file, write_json
+from lib.files import ROOT, printable, read_json_lines, write_json, write_json_lines
 from lib.gpu import ask_cards
 from lib.journal import Done, Key, Stopped
 from lib.predictions import is_asked
@@ -90,9 +90,7 @@ def write_part(place: Path, part: list[Key]) -> None:
     write_json(place / "dataset_info.json", {"products": {"file_name": "rows.jsonl", "columns": columns}})
     # Escaped, lone surrogates can be written, too.
     (place / "keys.json").write_text(json.dumps(part))
-    rows = ({"instruction": printable(product), "output": ""} for product, _ in part)
-    with whole_file(place / "rows.jsonl") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_json_lines(place / "rows.jsonl", ({"instruction": product, "output": ""} for product, _ in part))
 
 
 def read_part(place: Path) -> list[tuple[Key, str, str]]:

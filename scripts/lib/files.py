@@ -117,7 +117,7 @@ def write_json(path: Path, value) -> None:
 
 
 def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
-    """Writes JSON objects as JSON lines, whole or not at all."""
+    """Writes JSON objects as JSON lines, whole or not at all; lone surrogates are replaced."""
     with whole_file(path) as file:
         file.writelines(printable(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
 

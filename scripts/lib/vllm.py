@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lib import chat_client
 from lib.choices import YES, Choices, read_choices, served_overrides, stages
-from lib.files import ROOT, fail, printable, whole_file, write_json
+from lib.files import ROOT, fail, whole_file, write_json, write_json_lines
 from lib.gpu import DEMO, ask_cards
 from lib.journal import Done, Key, Stopped, numbered
 from lib.predictions import read_data
@@ -196,9 +196,10 @@ def predict(recipe: Path, overrides: list[str], _environment: dict[str, str]) ->
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     system = f"{settings.get('default_system') or ''}\n"
-    with whole_file(Path(settings["output_dir"], "generated_predictions.jsonl")) as file:
-        for product, label in zip(products, rows.references, strict=False):
-            row = {"prompt": system + product[0], "predict": ads.get(product, [""])[0], "label": label}
-            file.write(json.dumps({name: printable(value) for name, value in row.items()}, ensure_ascii=False) + "\n")
+    written = (
+        {"prompt": system + product[0], "predict": ads.get(product, [""])[0], "label": label}
+        for product, label in zip(products, rows.references, strict=False)
+    )
+    write_json_lines(Path(settings["output_dir"], "generated_predictions.jsonl"), written)
     if refused:
         print(f"{len(refused)} of {len(products)} rows have no ad: {next(iter(refused.values()))}")
