@@ -29,7 +29,7 @@ from lib.choices import Choices, read_choices, rows_of, saves
 from lib.files import ROOT, read_json_lines, write_json_lines
 from lib.intervals import ci95, draw_rows, ratio
 from lib.metrics import attribute_ratios, vocabulary
-from lib.predictions import read_data, read_predictions
+from lib.predictions import Rows, read_data, read_predictions
 from lib.recipes import check_overrides
 from lib.tables import markdown
 from measuring import SCRATCH, library_versions, write_results
@@ -42,6 +42,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--word", default="显瘦", help="what the editor does not want to read (default: 显瘦)")
     parser.add_argument("--rows", type=int, default=2400, help="training products to write ads for (default: 2400)")
     parser.add_argument("--n", type=int, default=4, help="ads for each product (default: 4)")
+    parser.add_argument("--dev", type=int, help="score the first so many dev rows (default: all)")
     parser.add_argument("--methods", default="kto", help="what to train, such as kto,dpo (default: kto)")
     options = parser.parse_intermixed_args()
     check_overrides(options.words, "train")
@@ -86,11 +87,11 @@ def score(word: str, contents: list[str], systems: dict[str, list[str]], values:
         columns |= {"hallucination": own["hallucination", ""]}
         for name, column in columns.items():
             parts = float(ratio(column.sum(0))), ratio(draws @ column)
-            found[name][system] = {"value": round(parts[0], 4), "ci95": ci95(name, *parts)}
+            found[name][system] = {"value": round(parts[0], 6), "ci95": ci95(name, *parts)}
             first, *before = start.setdefault(name, (system, *parts))
             if first != system:
                 gap = [one - other for one, other in zip(parts, before, strict=True)]
-                found[name][f"{system} - {first}"] = {"value": round(gap[0], 4), "ci95": ci95(name, *gap)}
+                found[name][f"{system} - {first}"] = {"value": round(gap[0], 6), "ci95": ci95(name, *gap)}
     return found
 
 
@@ -99,6 +100,8 @@ def main() -> None:
     os.chdir(ROOT)
     train, dev_path = read_data(rows_of(choices, "train")), rows_of(choices, "dev")
     dev, folder = read_data(dev_path), SCRATCH / "editor" / choices.model
+    values = vocabulary(dev.contents + train.contents)
+    dev = Rows(*(column[: options.dev] for column in dev))
     catalogue, table, feedback = (folder / f"{name}.jsonl" for name in ("products", "ads", "feedback"))
     products = list({product(content): content for content in train.contents}.values())[: options.rows]
     write_json_lines(catalogue, [{"product": content} for content in products])
@@ -113,10 +116,10 @@ def main() -> None:
         if method != choices.method:
             call("scripts/launch.py", "train", *options.words, METHOD=method, FRESH="1")
         out = saves(choices) / "predict" / f"editor_{method}"
-        words = [f"eval_dataset={choices.data}_dev", f"output_dir={out}", *base]
+        words = [f"eval_dataset={choices.data}_dev", f"output_dir={out}", f"max_samples={len(dev.contents)}", *base]
         call("scripts/launch.py", "predict", *words, METHOD=method)
         systems[method] = read_predictions(out / "generated_predictions.jsonl", dev, dev_path).texts
-    scores = score(options.word, dev.contents, systems, vocabulary(dev.contents + train.contents))
+    scores = score(options.word, dev.contents, systems, values)
     lines = [["", *next(iter(scores.values()))]]
     for name, row in scores.items():
         lines.append([name, *("{:.3f} ({:.3f} to {:.3f})".format(one["value"], *one["ci95"]) for one in row.values())])

@@ -5,10 +5,14 @@
 Each FILE is a generated_predictions.jsonl of LLaMA-Factory, with its rows in the order of the data. NAME is what the
 tables call the system. If there is a base and a tuned, their difference is scored, too.
 
+JUDGE in the environment is the base URL of an OpenAI-compatible server: its model gives each ad a mark from 1 to 5.
+JUDGE_MODEL names the model if the server has several, and API_KEY is sent to it.
+
 The report names no best model if outputs are empty, endless, repetitive or incomplete; it then says why.
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Iterable
@@ -18,6 +22,7 @@ from lib import tables
 from lib.baselines import BASELINES, write_baselines
 from lib.files import ROOT, fail, installed_versions, printable, sha256, whole_file, write_json
 from lib.health import check_health, find_best
+from lib.judge import ask_judge
 from lib.law import read_rules
 from lib.metrics import vocabulary
 from lib.pictures import plot_scores
@@ -76,7 +81,14 @@ def score(options: argparse.Namespace, predicted: dict[str, Predictions], data: 
         "decoding": read_decoding(options.decoding) if options.decoding else None,
         "rows": {name: len(system.texts) for name, system in predicted.items()},
     }
-    results |= score_systems(predicted | free, data, train)
+    systems, marks = predicted | free, None
+    if server := os.environ.get("JUDGE"):
+        # The other systems that need no model would only cost.
+        texts = {name: systems[name].texts for name in (*predicted, "reference")}
+        pairs = {name: list(zip(data.contents, ads, strict=False)) for name, ads in texts.items()}
+        journal = options.out / "judge.journal"
+        marks, results["judge"] = ask_judge(server, os.environ.get("JUDGE_MODEL"), pairs, journal)
+    results |= score_systems(systems, data, train, marks)
     rows = results["systems"]
     results["health"] = {
         name: check_health(system, data, train, rows[name], rows["reference"]) for name, system in predicted.items()
@@ -122,6 +134,8 @@ def read_options() -> argparse.Namespace:
     options = parser.parse_args()
     if not options.published and not (options.files and options.data):
         parser.error("FILE and --data are needed")
+    if os.environ.get("JUDGE") and not options.out:
+        parser.error("with JUDGE, --out is needed: what the judge answers is kept there")
     if options.out and options.out.exists() and not options.out.is_dir():
         fail(f"{options.out} is a file; --out names a folder")
     return options

@@ -95,7 +95,7 @@ def compare(products: list[str], systems: dict[str, list[str]], values: metrics.
         found["difference", score] = tuple(b - a for a, b in zip(found[first, score], found[last, score], strict=True))
     results = defaultdict(dict)
     for (name, score), (value, samples) in found.items():
-        results[name][score] = {"value": round(float(value), 4), "ci95": ci95(score, value, samples)}
+        results[name][score] = {"value": round(float(value), 6), "ci95": ci95(score, value, samples)}
     return dict(results)
 
 

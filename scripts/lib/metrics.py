@@ -42,6 +42,7 @@ SCORES = {
     "copied": Score("copied", 3, False),
     "forbidden": Score("forbidden words", 3, False),
     "unproved": Score("words to be proved", 3, False),
+    "judge": Score("judge, 1 to 5", 2, True),
 }
 OVERLAP = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")
 # These six scores decide which model is best. The others only describe the ads.

@@ -26,9 +26,12 @@ MOST_PROCESSES = 8
 Overlaps = dict[tuple[str, str], tuple[float, float, float, float]]
 
 
-def score_systems(systems: dict[str, Predictions], data: Rows, train: Rows | None) -> dict:
+def score_systems(
+    systems: dict[str, Predictions], data: Rows, train: Rows | None, marks: dict[str, np.ndarray] | None = None
+) -> dict:
     """Scores systems, name → predictions for the first rows of the data or for all of them.
 
+    marks: system → what `lib.judge` says of its ads, for some of the systems.
     Gives these parts of eval_results.json: systems, "tuned - base" and by_key. Each score is {"value": number, "ci95":
     [low, high]}.
     """
@@ -42,7 +45,8 @@ def score_systems(systems: dict[str, Predictions], data: Rows, train: Rows | Non
         own = [overlaps[pair] for pair in zip(texts, labels, strict=True)]
         copies = metrics.find_copies(texts, train.references) if train else None
         contents = data.contents[: len(texts)]
-        found[name], samples[name] = score_system(contents, texts, labels, own, values, copies, lexicon)
+        judged = (marks or {}).get(name)
+        found[name], samples[name] = score_system(contents, texts, labels, own, values, copies, lexicon, judged)
     keys = Counter(key for content in data.contents for key in {key for key, _ in parse_attributes(content)})
     return {
         "systems": {name: entries(found[name], samples[name]) for name in systems},
@@ -86,14 +90,16 @@ def score_system(contents, texts, references, *rest) -> tuple[dict[Key, float], 
     return found, samples
 
 
-def row_ratios(contents, texts, references, overlaps, values, copies=None, lexicon=None) -> dict[Key, np.ndarray]:
+def row_ratios(
+    contents, texts, references, overlaps, values, copies=None, lexicon=None, marks=None
+) -> dict[Key, np.ndarray]:
     """Key → array (rows, 2); the score is the sum of the first column over that of the second.
 
     All lists have one entry for each row. `overlaps` holds the four overlap scores against the row's reference,
     `copies` whether the text is a copy of a training ad; `values` is a `metrics.vocabulary`, `lexicon` what `features`
     learnt from the training rows. Length is the number of characters over that of the reference; unsupported is the
     number of features in a text that its product does not imply. An ad has forbidden words, or only words to be proved:
-    see `lib.law`.
+    see `lib.law`. `marks` are those of `lib.judge`.
     """
     ones = np.ones(len(texts))
     columns = zip(metrics.OVERLAP, np.transpose(overlaps), strict=True)
@@ -110,6 +116,8 @@ def row_ratios(contents, texts, references, overlaps, values, copies=None, lexic
     levels = [{hit.level for hit in find_hits(*pair)} for pair in zip(contents, texts, strict=True)]
     ratios["forbidden", ""] = np.stack([["ban" in found for found in levels], ones], 1)
     ratios["unproved", ""] = np.stack([[found == {"caution"} for found in levels], ones], 1)
+    if marks is not None:
+        ratios["judge", ""] = marks
     return ratios
 
 

@@ -126,6 +126,9 @@ def results_markdown(results: dict) -> str:
     decoding = (f"`{key}: {json.dumps(value)}`" for key, value in (results["decoding"] or {}).items())
     text += f"- Rows scored: {rows_of('split')}.\n- Training rows: {rows_of('train')}.\n"
     text += f"- Decoding: {', '.join(decoding) or '?'}.\n- ± is half the width of the 95% interval.\n"
+    if judge := results.get("judge"):
+        text += f"- Judge: {escape(judge['model'])}, by the prompt in eval_results.json. "
+        text += f"Of {judge['ads']:,} ads, {judge['ads without a mark']:,} got no mark.\n"
     text += f"- {NO_ADVICE}\n"
     versions = (f"{name} {version}" for name, version in results["versions"].items())
     text += f"- Versions: {', '.join(versions)}.\n"
