@@ -236,7 +236,7 @@ def test_from_pairs_to_scores(make, demo, tmp_path):
     line = one_error(make(folder, "train", *tiny, "METHOD=dpo+dpo"))
     assert "ads of tiny sample_qlora" in line and "goes on from tiny sample_dpo" in line
     # A simulated editor judges the ads of that model, which KTO then goes on from.
-    words = "ARGS=--word 好看 --rows 40 --n 2 logging_steps=1"
+    words = "ARGS=--word 好看 --rows 40 --n 2 --dev 16 logging_steps=1"
     result = make(folder, "bench", *tiny, "BENCH=editor", "METHOD=dpo", "RESULTS=saves/editor", words)
     assert result.returncode == 0, result.stderr[-2000:]
     found = json.loads((folder / "saves/editor/editor.json").read_text(encoding="utf-8"))

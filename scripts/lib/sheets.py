@@ -248,6 +248,9 @@ def value_text(cell, epoch: datetime) -> str:
     from openpyxl.utils.escape import unescape
 
     value = cell.value
+    # Most cells of a wide sheet are empty.
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, int | float):
