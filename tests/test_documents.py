@@ -10,7 +10,7 @@ from lib.recipes import known_keys
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-PAIRS = [READMES, [ROOT / "docs/catalogue.md", ROOT / "docs/catalogue_zh.md"]]
+PAIRS = [READMES, *([ROOT / f"docs/{page}.md", ROOT / f"docs/{page}_zh.md"] for page in ("catalogue", "safety"))]
 DOCUMENTS = [*READMES, ROOT / "CONTRIBUTING.md", *PAGES, ROOT / "data/README.md", *sorted(ROOT.glob("examples/*.md"))]
 RECIPES = sorted((ROOT / "configs").glob("*/*.yaml"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -127,9 +127,11 @@ def test_every_target_recipe_and_model_is_named():
 
 
 def test_every_page_is_linked_from_the_readmes():
-    for readme, other in zip(READMES, ("catalogue_zh.md", "catalogue.md"), strict=True):
+    # Where there are two, each README links to the page in its own language.
+    others = [{page.name for page in pair} for pair in zip(*PAIRS[1:], strict=True)]
+    for readme, other in zip(READMES, reversed(others), strict=True):
         linked = set(re.findall(r"\]\(docs/([\w.]+\.md)\)", read(readme)))
-        assert {page.name for page in PAGES} - {other} == linked
+        assert {page.name for page in PAGES} - other == linked
         assert "](CONTRIBUTING.md)" in read(readme)
 
 
