@@ -210,14 +210,17 @@ def read_rows(sheet, count: int) -> list[list[str]]:
     """The texts of the first `count` rows of a sheet, which is openpyxl's, read only."""
     if count > MOST_ROWS:
         raise ValueError(f"sheet {sheet.title} has a row {count}")
+    from openpyxl.cell.read_only import EMPTY_CELL
+
     # The size that a sheet claims to have may be wrong.
     sheet.reset_dimensions()
     lines: list[list[str]] = []
-    cells = 0
+    cells, epoch = 0, sheet.parent.epoch
     try:
         # What stands behind the last row is not read. openpyxl would fail on odd settings there.
         for row in islice(sheet.iter_rows(), count):
-            lines.append([value_text(cell, sheet.parent.epoch) for cell in row])
+            # Most cells of a wide sheet are empty.
+            lines.append(["" if cell is EMPTY_CELL else value_text(cell, epoch) for cell in row])
             cells += len(row)
             if cells > MOST_CELLS:
                 raise ValueError(f"there are more than {MOST_CELLS:,} cells")
@@ -248,9 +251,6 @@ def value_text(cell, epoch: datetime) -> str:
     from openpyxl.utils.escape import unescape
 
     value = cell.value
-    # Most cells of a wide sheet are empty.
-    if value is None:
-        return ""
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, int | float):
