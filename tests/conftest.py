@@ -23,8 +23,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_itemcollected(item):
-    """Marks the tests that need the demo's models."""
-    if {"demo", "api", "desk"} & set(item.fixturenames):
+    """Marks the tests that need a trained model: the demo's, or one whose training was measured."""
+    if {"demo", "api", "desk", "measured"} & set(item.fixturenames):
         item.add_marker("trained")
 
 

@@ -85,7 +85,10 @@ def test_marks_stand_in_the_report(judge, run, tmp_path):
     assert results["tuned - base"]["judge"]["value"] == pytest.approx(5 - marks["base"], abs=2e-6)
     # Equal ads of one product are asked about once.
     assert results["judge"] == {"model": "judge-1", "prompt": PROMPT, "ads": len(judge.asked), "ads without a mark": 0}
-    assert len(judge.asked) == 1 + 12 + 12 and all(request["temperature"] == 0 for request in judge.asked)
+    assert len(judge.asked) == 1 + 12 + 12
+    # A service refuses keys that it does not know.
+    assert all(set(request) == {"model", "messages", "temperature", "n"} for request in judge.asked)
+    assert all(request["temperature"] == 0 for request in judge.asked)
     table = (tmp_path / "out/table.md").read_text(encoding="utf-8")
     assert "judge, 1 to 5" in table and "judge-1" in table
     assert not (tmp_path / "out/judge.journal").exists()

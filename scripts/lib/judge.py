@@ -35,8 +35,8 @@ def ask_judge(
     judge. Ends the program if the server does not answer, or gives no ad a mark.
     """
     model = model or chat_client.find_model(server)
-    # Greedy. A judge that reasons before it answers has room to.
-    body = chat_client.request_of({"temperature": 0, "max_new_tokens": 4096}, model)
+    # Services refuse sampling keys that they do not know, and a judge that reasons needs room: no other key is sent.
+    body = {"model": model, "messages": [], "temperature": 0}
     asked = {
         name: [(PROMPT.format(product=product, ad=ad), 0) for product, ad in rows if ad] for name, rows in ads.items()
     }
