@@ -202,10 +202,14 @@ def scale_figures() -> list[str]:
 
 def editor_figures() -> list[str]:
     """What docs/editor.md must hold."""
-    found = results("gemma3_270m/editor_approves_all.json")
-    said, rest = (found["scores"][name] for name in ("ads that say 显瘦", "coverage of the other values"))
+    best, every = (results(f"gemma3_270m/editor{name}.json") for name in ("", "_approves_all"))
+    systems, scores = ("lora", "lora+dpo"), (f"ads that say {best['word']}", "coverage", "hallucination")
+    cells = [[f"{best['scores'][score][system]['value']:.3f}" for score in scores] for system in systems]
+    said, rest = (every["scores"][name] for name in ("ads that say 显瘦", "coverage of the other values"))
     gaps = [f"from {row['lora']['value']:.3f} to {row['lora+kto']['value']:.3f}" for row in (said, rest)]
-    return [f"After {found['decisions']:,} decisions", f"say it {gaps[0]}", f"values fell {gaps[1]}"]
+    found = [f"After {every['decisions']:,} decisions", f"say it {gaps[0]}", f"values fell {gaps[1]}"]
+    found += [f"each of {best['products']} training products. His {best['decisions']} decisions"]
+    return [*found, *(f"| {' | '.join(row)} |" for row in cells)]
 
 
 FIGURES = {
