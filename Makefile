@@ -78,10 +78,10 @@ bench: setup ## measure speed and memory (BENCH=training, serving, bulk, sizes, 
 	@PYTHONPATH=scripts exec $(PY) benchmarks/$(BENCH).py $(ARGS)
 
 test: setup ## run all tests
-	@exec $(PY) -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@exec $(PY) -m pytest -rs -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-quick: setup ## run the tests that train no model, in about two minutes
-	@exec $(PY) -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder -m "not trained" $(ARGS)
+	@exec $(PY) -m pytest -rs -n 3 --dist loadfile --no-loadscope-reorder -m "not trained" $(ARGS)
 
 lint: setup ## check the style of the code
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -18,6 +18,8 @@ for name in re.findall(r"^(?:export )?([A-Z_]+) +\?=", (ROOT / "Makefile").read_
     os.environ.pop(name, None)
 for name in [name for name in os.environ if name.startswith(("MAKE", "MFLAGS"))]:
     del os.environ[name]
+# Programs start hundreds of times: without bytecode, as containers often ask for, each start would compile them anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Two workers share two cores, threads that wait for each other spin, and sums in another order round otherwise.
 os.environ["OMP_NUM_THREADS"] = "1"
 
