@@ -69,7 +69,11 @@ def refuse_one(_, request):
 
 
 def test_kill_between_the_output_and_the_end_of_the_journal(relay, tmp_path):
-    """Nothing is asked again, and the output is the same."""
+    """Nothing is asked again, and the output is the same but for the time in its labels."""
+
+    def written():
+        return [row | {"ai_label": ""} for row in read_ads(output)]
+
     output, journal = tmp_path / "out.csv", tmp_path / "out.csv.journal"
     relay.fault = refuse_one
     words = (PRODUCTS, output, "--n", 2, "--server", relay.url)
@@ -77,12 +81,12 @@ def test_kill_between_the_output_and_the_end_of_the_journal(relay, tmp_path):
     relay.fault = None
     kept = journal.read_bytes()
     run(*words)
-    whole = output.read_bytes()
+    whole = written()
     new = [read_ads(output)[6][name] for name in ("ad", "runner_up_1")]
     journal.write_bytes(kept + json.dumps({"product": ATTRIBUTES["L-002"], "copy": 0, "ads": new}).encode())
     relay.asked.clear()
     assert run(*words).returncode == 0
-    assert not relay.asked and output.read_bytes() == whole and not journal.exists()
+    assert not relay.asked and written() == whole and not journal.exists()
 
 
 def test_other_settings_and_another_catalogue_do_not_mix(relay, tmp_path):

@@ -51,6 +51,13 @@ def open_table(page, url, path=None):
     page.locator(".item").wait_for()
 
 
+def wait_for_counts(page, *words: str) -> None:
+    """Waits until the page shows how many ads are open, approved, rejected and in all. Gradio draws them anew."""
+    from playwright.sync_api import expect
+
+    expect(page.locator("#only label")).to_have_text(words, timeout=60_000)
+
+
 def decisions(folder) -> list[dict]:
     """What editors have decided in a copy of the project."""
     return [entry for path in (folder / "data/reviews").glob("*.decisions") for entry in read_json_lines(path)]
@@ -75,6 +82,7 @@ def test_a_list_is_worked_through(api, folder, page, tmp_path):
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.title() == "文案台" and not page.locator(".ad img, .item img").count()
         assert HARMFUL in page.locator(".ad p").first.inner_text()
+        wait_for_counts(page, "待定 6", "通过 0", "退回 0", "全部 6")
         boxes = page.locator("#review button, #only label").evaluate_all(VISIBLE)
         assert len(boxes) > 8 and all(box["height"] >= 44 and box["width"] >= 44 for box in boxes)
         assert page.locator(".item + .ad mark.risk").inner_text() == "最佳"
@@ -99,7 +107,7 @@ def test_a_list_is_worked_through(api, folder, page, tmp_path):
         page.keyboard.type(f"太短{HARMFUL}")
         press(page, "Enter")
         wait_for_head(page, "第 5 条")
-        assert page.locator("#only label").all_inner_texts() == ["待定 2", "通过 2", "退回 2", "全部 6"]
+        wait_for_counts(page, "待定 2", "通过 2", "退回 2", "全部 6")
         # Forth and back; an edit that the editor leaves is kept; a decision is taken back.
         press(page, "j")
         wait_for_head(page, "第 6 条")
@@ -119,7 +127,7 @@ def test_a_list_is_worked_through(api, folder, page, tmp_path):
     with open_desk(folder, api) as url:
         open_table(page, url)
         wait_for_head(page, "第 3 条")
-        assert page.locator("#only label").all_inner_texts() == ["待定 3", "通过 2", "退回 1", "全部 6"]
+        wait_for_counts(page, "待定 3", "通过 2", "退回 1", "全部 6")
         page.get_by_role("button", name="导出通过的文案").click()
         link = page.locator("a[download$='_approved.xlsx']").first
         link.wait_for()
