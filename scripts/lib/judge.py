@@ -38,22 +38,24 @@ def ask_judge(
     # Services refuse sampling keys that they do not know, and a judge that reasons needs room: no other key is sent.
     body = {"model": model, "messages": [], "temperature": 0}
     asked = {
-        name: [(PROMPT.format(product=product, ad=ad), 0) for product, ad in rows if ad] for name, rows in ads.items()
+        name: [(PROMPT.format(product=product, ad=ad), 0) if ad else None for product, ad in rows]
+        for name, rows in ads.items()
     }
-    keys = sorted({key for rows in asked.values() for key in rows})
+    keys = sorted({key for rows in asked.values() for key in rows if key})
     file, answers = open_journal(journal, {"judge": model, "request": body})
     with file:
         write = partial(chat_client.write_ads, server, body, chat_client.in_flight(server))
         write_missing(write, file, answers, keys, 1)
+    # All is answered. A judge that is no good would otherwise stand in the way of the next one.
+    journal.unlink()
     read = {key: read_mark(answers[key][0]) for key in keys if answers[key]}
     marks = {key: mark for key, mark in read.items() if mark}
     if keys and not marks:
         fail(f"the judge {model} gave no ad a mark from 1 to 5: choose another one with JUDGE and JUDGE_MODEL")
-    journal.unlink()
     found = {}
-    for name, rows in ads.items():
+    for name, rows in asked.items():
         # No ad cannot be published.
-        given = [marks.get((PROMPT.format(product=product, ad=ad), 0), 0) if ad else 1 for product, ad in rows]
+        given = [marks.get(key, 0) if key else 1 for key in rows]
         found[name] = np.array([[mark, mark > 0] for mark in given], float)
     return found, {"model": model, "prompt": PROMPT, "ads": len(keys), "ads without a mark": len(keys) - len(marks)}
 
