@@ -27,7 +27,7 @@ import numpy as np
 from lib.attributes import join_attributes, parse_attributes, product
 from lib.choices import Choices, read_choices, rows_of, saves
 from lib.files import ROOT, read_json_lines, write_json_lines
-from lib.intervals import ci95, draw_rows, ratio
+from lib.intervals import draw_rows, entry, ratio
 from lib.metrics import attribute_ratios, vocabulary
 from lib.predictions import Rows, read_data, read_predictions
 from lib.recipes import check_overrides
@@ -87,11 +87,11 @@ def score(word: str, contents: list[str], systems: dict[str, list[str]], values:
         columns |= {"hallucination": own["hallucination", ""]}
         for name, column in columns.items():
             parts = float(ratio(column.sum(0))), ratio(draws @ column)
-            found[name][system] = {"value": round(parts[0], 6), "ci95": ci95(name, *parts)}
+            found[name][system] = entry(name, *parts)
             first, *before = start.setdefault(name, (system, *parts))
             if first != system:
                 gap = [one - other for one, other in zip(parts, before, strict=True)]
-                found[name][f"{system} - {first}"] = {"value": round(gap[0], 6), "ci95": ci95(name, *gap)}
+                found[name][f"{system} - {first}"] = entry(name, *gap)
     return found
 
 

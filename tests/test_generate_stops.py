@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import threading
 from collections import Counter
@@ -72,7 +73,7 @@ def test_kill_between_the_output_and_the_end_of_the_journal(relay, tmp_path):
     """Nothing is asked again, and the output is the same but for the time in its labels."""
 
     def written():
-        return [row | {"ai_label": ""} for row in read_ads(output)]
+        return re.sub(rb"\d{4}-\d\d-\d\d \d\d:\d\d", b"", output.read_bytes())
 
     output, journal = tmp_path / "out.csv", tmp_path / "out.csv.journal"
     relay.fault = refuse_one

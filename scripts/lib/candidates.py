@@ -8,7 +8,7 @@ from lib.attributes import parse_attributes
 from lib.features import Lexicon, unsupported
 from lib.files import ROOT, read_json_lines
 from lib.form import FLAWS, LOOP, flaws, repetition
-from lib.intervals import ci95, draw_rows, ratio
+from lib.intervals import draw_rows, entry, ratio
 from lib.law import Hit, find_hits
 
 # The usual length of an ad in characters. All ads of the sample have it, and all but a few of AdGen.
@@ -95,7 +95,7 @@ def compare(products: list[str], systems: dict[str, list[str]], values: metrics.
         found["difference", score] = tuple(b - a for a, b in zip(found[first, score], found[last, score], strict=True))
     results = defaultdict(dict)
     for (name, score), (value, samples) in found.items():
-        results[name][score] = {"value": round(float(value), 6), "ci95": ci95(score, value, samples)}
+        results[name][score] = entry(score, value, samples)
     return dict(results)
 
 

@@ -26,3 +26,8 @@ def ci95(score: str, value: float, samples: np.ndarray) -> list[float]:
         half = 1.96 * float(np.sqrt((groups - 1) / groups * ((samples - samples.mean()) ** 2).sum()))
         return [round(value - half, 4), round(value + half, 4)]
     return [round(float(bound), 4) for bound in np.percentile(samples, (2.5, 97.5))]
+
+
+def entry(score: str, value: float, samples: np.ndarray) -> dict:
+    """A score as results hold it: {"value": number to 6 decimals, "ci95": [low, high]}."""
+    return {"value": round(float(value), 6), "ci95": ci95(score, value, samples)}

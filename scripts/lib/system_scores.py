@@ -12,7 +12,7 @@ import numpy as np
 from lib import features, metrics
 from lib.attributes import parse_attributes
 from lib.form import repetition
-from lib.intervals import ci95, draw_rows, ratio
+from lib.intervals import draw_rows, entry, ratio
 from lib.law import find_hits
 from lib.metrics import Key
 from lib.predictions import Predictions, Rows
@@ -124,10 +124,7 @@ def row_ratios(
 def entries(values: dict[Key, float], samples: dict[Key, np.ndarray], part: str = "") -> dict[str, dict]:
     """Score → its value and interval as in eval_results.json, for one part of the keys."""
     return {
-        score: {
-            "value": round(values[score, part], 6),
-            "ci95": ci95(score, values[score, part], samples[score, part]),
-        }
+        score: entry(score, values[score, part], samples[score, part])
         for score in metrics.SCORES
         if (score, part) in values
     }
