@@ -47,10 +47,8 @@ def in_batches(table: Path, words: list[str], options: argparse.Namespace, gpus:
     """
     output, log = SCRATCH / "bulk_ads.jsonl", SCRATCH / "bulk.log"
     output.unlink(missing_ok=True)
-    # `measuring.watch` shows a command one card only.
-    cards = [f"CUDA_VISIBLE_DEVICES={','.join(cards_of(gpus))}"] if gpus > 1 else []
-    own = [sys.executable, "benchmarks/bulk.py", "--table", str(table), "--n", str(options.n), *words]
-    watched = measuring.watch(["env", *cards, *own], log)
+    command = [sys.executable, "benchmarks/bulk.py", "--table", str(table), "--n", str(options.n), *words]
+    watched = measuring.watch(command, log, CUDA_VISIBLE_DEVICES=",".join(cards_of(gpus)))
     if watched["status"]:
         fail(measuring.last_error(log, watched["status"]))
     ads = sum(len(row["ads"]) for row in read_json_lines(output) if "ads" in row)

@@ -65,9 +65,10 @@ def peak_memory() -> Iterator[list[float]]:
 
 
 def watch(command: list[str], log: Path, trainer_log: Path | None = None, **variables: str) -> dict:
-    """Runs a command in the project's root on one GPU, with its output in `log`, and measures it.
+    """Runs a command in the project's root, with its output in `log`, and measures it. It sees the first GPU only.
 
-    `trainer_log`: a file that the command writes line by line. `variables`: added to its environment. Returns
+    `trainer_log`: a file that the command writes line by line. `variables`: added to its environment; they may show it
+    more. Returns
 
     - status: the exit status, below 0 for a signal;
     - seconds: from start to end;
@@ -77,7 +78,7 @@ def watch(command: list[str], log: Path, trainer_log: Path | None = None, **vari
     On Ctrl-C the command is killed.
     """
     lines = []
-    environment = os.environ | variables | one_card() | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    environment = os.environ | one_card() | variables | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with log.open("wb") as output:
@@ -105,6 +106,8 @@ def last_error(log: Path, status: int) -> str:
     if status < 0:
         return f"killed by {signal.Signals(-status).name}" + ": out of memory?" * (status == -signal.SIGKILL)
     lines = log.read_text(encoding="utf-8", errors="replace").replace(f"{ROOT}/", "").splitlines()
+    # Of several processes, torchrun says once more that one of them failed.
+    lines = [re.sub(r"^\[rank\d+\]: *", "", line) for line in lines if not re.search(r"C(alled|hild)\w+Error:", line)]
     found = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b|error: ", line)]
     return (found or [line for line in lines if line.strip()] or ["it ended without output"])[-1].strip()[:300]
 

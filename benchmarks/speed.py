@@ -42,23 +42,25 @@ def spread(values: list[float]) -> float:
     return (max(values) - min(values)) / statistics.median(values)
 
 
-def training_speed(times: list[float], settings: dict, folder: Path, base: Path, warmup: int, tflops: float) -> dict:
-    """The speed of a training after its first `warmup` steps.
+def training_speed(
+    times: list[float], settings: dict, folder: Path, base: Path, warmup: int, tflops: float, cards: int = 1
+) -> dict:
+    """The speed of a training on some `cards` after its first `warmup` steps.
 
     `times`: the seconds at which the lines of trainer_log.jsonl were there. `settings`: the keys of the recipe.
     `folder`: what the run wrote, with its tokenised rows. `base`: the folder of the base model. `tflops`: the matrix
-    rate of this machine. The result holds
+    rate of a card. The result holds
 
     - rows_per_s, tokens_per_s: rows of the data set and their tokens, without padding;
     - spread: of the time of a sample between the lines of the log;
     - tokens_per_row, operations_per_row: means over the data set; operations as arithmetic.py counts them;
-    - matmul_share: operations per second, as a share of `tflops`.
+    - matmul_share: operations per second, as a share of what the cards do.
     """
     ends = [row["current_steps"] for row in read_json_lines(folder / "trainer_log.jsonl") if "loss" in row]
     times, first = times[: len(ends)], ends.index(warmup)
     samples = read_samples(folder / "tokenized/train")
     lengths = [length for rows in samples for length in rows]
-    batch = settings.get("per_device_train_batch_size", 8) * settings.get("gradient_accumulation_steps", 1)
+    batch = settings.get("per_device_train_batch_size", 8) * settings.get("gradient_accumulation_steps", 1) * cards
     by_step = samples_by_step(len(samples), batch, ends[-1])
     taken = [sum(by_step[before:after]) for before, after in zip(ends[first:], ends[first + 1 :], strict=False)]
     durations = [after - before for before, after in zip(times[first:], times[first + 1 :], strict=False)]
@@ -74,7 +76,7 @@ def training_speed(times: list[float], settings: dict, folder: Path, base: Path,
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     if operations := count_operations(config, settings, lengths):
         found["operations_per_row"] = operations / len(lengths)
-        found["matmul_share"] = rows_per_s * found["operations_per_row"] / tflops / 1e12
+        found["matmul_share"] = rows_per_s * found["operations_per_row"] / tflops / cards / 1e12
     return found
 
 
@@ -118,7 +120,7 @@ def compute_elsewhere(runs: list[dict]) -> None:
     assumes the share of the best run here, but no more rows per second than here: what slows a run down here may be
     kernel launches and padding, which cost less time on a slower card.
     """
-    trained = [run for run in runs if "matmul_share" in run]
+    trained = [run for run in runs if "matmul_share" in run and run.get("cards", 1) == 1]
     best = max((run["matmul_share"] for run in trained), default=0)
     for run in trained:
         peak = OTHER_CARD["tflops"] * 1e12 / run["operations_per_row"]

@@ -2,6 +2,7 @@
 
   make bench MODEL=llama3_8b
   make bench ARGS='plain "long:sft_qlora cutoff_len=4096" --repeat 2'
+  make bench GPUS=4 ARGS="sft_qlora predict"       (STRATEGY: as for `make train`)
 
 RUN is one of
 - the name of a recipe of the model that trains or predicts;
@@ -11,7 +12,7 @@ Without a RUN all of the named ones are measured.
 
 Each run is a process of its own. Its result is written to results/bench/<gpu>.json and .md as soon as it has ended. The
 rows are AdGen's if `make data` has prepared them, else the sample's. A model that is fetched from a hub is measured on
-random weights of its shape, which take the same arithmetic and memory.
+random weights of its shape, which take the same arithmetic and memory. On several cards, memory is that of the first.
 
 Training is timed after a warm-up, the first quarter of the steps, by the lines of trainer_log.jsonl. Rows and tokens
 are those of the data set: padding does not count. The share of the matrix rate is the arithmetic of the training
@@ -34,8 +35,9 @@ from typing import NamedTuple
 import measuring
 import speed
 from arithmetic import OTHER_CARD
-from lib.cards import one_card
-from lib.choices import read_choices
+from lib.batches import cards_of
+from lib.cards import check_cards, one_card, predict_environment, share_overrides, train_environment
+from lib.choices import Choices, read_choices
 from lib.files import ROOT, fail
 from lib.gpu import check_gpu
 from lib.recipes import read_recipe
@@ -77,7 +79,8 @@ class Setup(NamedTuple):
     """What all runs of one benchmark share.
 
     base, adapter: folders of the models. data: the rows, "adgen" or "sample". steps: of a training run; warmup: how
-    many of them are not timed. tflops: the matrix rate of this machine.
+    many of them are not timed. tflops: the matrix rate of one card. cards: as CUDA_VISIBLE_DEVICES names them.
+    choices: how several share a run.
     """
 
     base: Path
@@ -86,6 +89,8 @@ class Setup(NamedTuple):
     steps: int
     warmup: int
     tflops: float
+    cards: list[str]
+    choices: Choices
 
 
 def plan(model: Path, words: list[str]) -> list[Run]:
@@ -108,6 +113,23 @@ def plan(model: Path, words: list[str]) -> list[Run]:
         else:
             fail(f'"{word}" is no run of {model.name}: {", ".join(standard)}, or "NAME:RECIPE key=value …"')
     return runs or list(standard.values())
+
+
+def shared_out(run: Run, choices: Choices) -> Run:
+    """A run on the cards that GPUS asks for, under a name that says so."""
+    if choices.gpus == 1:
+        return run
+    name = "_".join([run.name, str(choices.gpus), "cards", *filter(None, [choices.strategy])])
+    settings = read_recipe(run.recipe, [f"{key}={value}" for key, value in run.overrides.items()])
+    words = share_overrides(choices, settings) if settings.get("do_train") else []
+    return Run(name, run.recipe, run.overrides | dict(word.split("=", 1) for word in words))
+
+
+def environment(training: bool, setup: Setup) -> dict[str, str]:
+    """The variables with which `make` would start a run, and those that show it its cards."""
+    wanted = train_environment(setup.choices) if training else WRITING | predict_environment(setup.choices)
+    chosen = {name: os.environ.get(name, value) for name, value in wanted.items() if name in WRITING}
+    return wanted | chosen | {"CUDA_VISIBLE_DEVICES": ",".join(setup.cards)}
 
 
 def short_run(run: Run, setup: Setup, folder: Path) -> dict[str, str]:
@@ -139,16 +161,16 @@ def measure(run: Run, setup: Setup) -> dict:
     pairs = [f"{key}={value}" for key, value in (run.overrides | short_run(run, setup, folder)).items()]
     settings = read_recipe(run.recipe, pairs)
     words = ["train", shown(run.recipe), *pairs]
-    # As scripts/launch.py starts it, unless the user has set another value.
-    wanted = {} if settings.get("do_train") else WRITING
-    variables = {name: os.environ.get(name, value) for name, value in wanted.items()}
+    variables = environment(bool(settings.get("do_train")), setup)
     watched = measuring.watch([*PROGRAM, *words], log, folder / "trainer_log.jsonl", **variables)
-    found = {"command": shlex.join([*map("=".join, variables.items()), "llamafactory-cli", *words])}
+    named = [f"{name}={value}" for name, value in variables.items() if name not in ("PATH", "CUDA_VISIBLE_DEVICES")]
+    found = {"command": shlex.join([*named, "llamafactory-cli", *words])}
     found |= {key: watched[key] for key in ("seconds", "peak_gib")}
     if watched["status"]:
         return found | {"error": measuring.last_error(log, watched["status"])}
     if settings.get("do_train"):
-        return found | speed.training_speed(watched["lines"], settings, folder, setup.base, setup.warmup, setup.tflops)
+        times, rates = watched["lines"], (setup.warmup, setup.tflops, len(setup.cards))
+        return found | speed.training_speed(times, settings, folder, setup.base, *rates)
     return found | speed.prediction_speed(settings, folder, setup.base)
 
 
@@ -166,6 +188,7 @@ def measure_all(runs: list[Run], setup: Setup, results: dict, path: Path) -> Non
         repeats = measured.setdefault(key, [])
         repeats.append(found)
         named = {"name": run.name, "recipe": shown(run.recipe), "overrides": run.overrides, "command": command}
+        named |= {"cards": len(setup.cards)} if len(setup.cards) > 1 else {}
         entries[key] = named | measuring.tidy(speed.summarise(repeats)) | {"measured": repeats}
         results["runs"] = list(entries.values())
         if results["gpu"] != "CPU":
@@ -239,12 +262,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    options = parse_arguments()
-    # nvidia-smi is asked about the one card that the runs see.
+    options, choices = parse_arguments(), read_choices()
+    check_cards(choices)
+    cards = cards_of(choices.gpus)
+    # nvidia-smi is asked about the first card only.
     os.environ.update(DEFAULTS | os.environ | one_card())
-    choices = read_choices()
     model = ROOT / "configs" / choices.model
-    runs = plan(model, options.words) * options.repeat
+    runs = [shared_out(run, choices) for run in plan(model, options.words)] * options.repeat
     named = ROOT / choices.settings("chat")["model_name_or_path"]
     local = named.is_dir() or (model / "pretrain.yaml").is_file()
     base = named if local else SCRATCH / stand_in(model)[0]
@@ -254,7 +278,7 @@ def main() -> None:
     adapter = SCRATCH / f"{model.name}_{base.name}_adapter"
     prepare(model, base, adapter, data)
     path, results = open_results()
-    setup = Setup(base, adapter, data, options.steps, options.steps // 4, results["matmul"]["tflops"])
+    setup = Setup(base, adapter, data, options.steps, options.steps // 4, results["matmul"]["tflops"], cards, choices)
     measure_all(runs, setup, results, path)
     print(f"\n{shown(path)}\n{align(speed.result_lines(results))}")
 

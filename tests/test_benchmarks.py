@@ -10,6 +10,8 @@ import measuring
 import pytest
 import speed
 import training
+from lib.batches import cards_of
+from lib.choices import read_choices
 from lib.files import ROOT, read_json_lines
 from lib.recipes import read_recipe
 from tiny_models import add_adapter, build_base
@@ -78,6 +80,10 @@ def test_speed_times_duration_is_rows(measured):
     taken = sum(speed.samples_by_step(samples, 2, STEPS)[1:])
     assert found["rows_per_s"] * 2 * (STEPS - 1) == pytest.approx(taken * ROWS / samples)
     assert found["matmul_share"] == pytest.approx(found["operations_per_row"] * found["rows_per_s"] / 2e12)
+    # On two cards, a step of half the batch takes as many rows.
+    halved = settings | {"per_device_train_batch_size": settings["per_device_train_batch_size"] // 2}
+    both = speed.training_speed(times, halved, folder / "saves/bench/run", base, 1, tflops=1.0, cards=2)
+    assert both == found
 
 
 def test_rows_that_are_not_packed(tmp_path):
@@ -107,7 +113,7 @@ def test_a_run_measured_anew_replaces_its_entry_and_a_failed_one_is_a_row_with_i
     monkeypatch.setattr(training, "PROGRAM", [sys.executable, "-c", f"import sys; sys.exit({log!r})"])
     monkeypatch.setattr(training, "SCRATCH", tmp_path)
     [run] = training.plan(ROOT / "configs/tiny", ["bad:sft_lora lora_rankk=8"])
-    setup = training.Setup(tmp_path / "base", tmp_path / "adapter", "sample", 4, 1, tflops=2.0)
+    setup = training.Setup(tmp_path / "base", tmp_path / "adapter", "sample", 4, 1, 2.0, ["0"], read_choices())
     results = {"gpu": "CPU", "matmul": {"tflops": 1.0, "size": 512, "dtype": "float32"}, "versions": {}}
     results["runs"] = [{"name": name, "recipe": str(run.recipe.relative_to(ROOT))} for name in ("other", "bad")]
     results["runs"][0] |= {"command": "", "overrides": {}}
@@ -122,6 +128,21 @@ def test_a_run_measured_anew_replaces_its_entry_and_a_failed_one_is_a_row_with_i
     for status, said in ((1, "without output"), (-9, "SIGKILL: out of")):
         (tmp_path / "log").write_text("")
         assert said in measuring.last_error(tmp_path / "log", status)
+
+
+def test_several_cards_share_a_run_as_make_has_them(monkeypatch):
+    for name, value in {"MODEL": "llama3_8b", "GPUS": "4", "CUDA_VISIBLE_DEVICES": "1,3,5,7"}.items():
+        monkeypatch.setenv(name, value)
+    choices, cards = read_choices(), cards_of(4)
+    planned = training.plan(ROOT / "configs/llama3_8b", ["sft_qlora", "predict"])
+    train, predict = (training.shared_out(run, choices) for run in planned)
+    assert (train.name, predict.name) == ("sft_qlora_4_cards", "predict_4_cards")
+    assert train.overrides == {"gradient_accumulation_steps": "1"} and predict.overrides == {}
+    setup = training.Setup(ROOT, ROOT, "sample", 4, 1, 1.0, cards, choices)
+    shown = training.environment(True, setup)
+    assert (shown["NPROC_PER_NODE"], shown["CUDA_VISIBLE_DEVICES"]) == ("4", "1,3,5,7")
+    assert "TORCH_CUDNN_SDPA_DEPRIORITIZED" not in shown
+    assert training.environment(False, setup)["TORCH_CUDNN_SDPA_DEPRIORITIZED"] == "1"
 
 
 def test_summary_of_repeats():
