@@ -126,8 +126,10 @@ def doctor(choices: Choices, options: argparse.Namespace) -> None:
 def base(choices: Choices, options: argparse.Namespace) -> None:
     """Makes the base model of a stand-in, or the merged model that a method goes on from, if it is missing or older."""
     if choices.goes_on or choices.recipe("pretrain").exists():
-        model = str(merged(choices)) if choices.goes_on else choices.settings("chat")["model_name_or_path"]
-        look(choices, "chat", choices.recipe("chat"), {"model_name_or_path": model})
+        settings = choices.settings("chat") | {"adapter_name_or_path": None}
+        if choices.goes_on:
+            settings["model_name_or_path"] = str(merged(choices))
+        look(choices, "chat", choices.recipe("chat"), settings)
 
 
 def train(choices: Choices, options: argparse.Namespace) -> None:

@@ -1,6 +1,9 @@
 """An adapter runs on its own base model and with its own prompt only; a base model has a template that can be read."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -155,6 +158,19 @@ def test_chat_templates(tmp_path, template, model_type, said):
     assert status == ("wrong" if said else "ok") and said in text, text
     assert look(base, words=["template=alpaca"])["template"] == ("ok", "alpaca")
     assert "alpaca" in look(base, words=["template=alpacca"])["template"][1]
+
+
+def test_a_merged_model_is_prompted_by_the_template_of_its_recipe(copy_project):
+    """Gemma's own template cannot be read, and its recipes name one of LLaMA-Factory's."""
+    project = copy_project()
+    folder, recipe = project / "saves/Gemma-3-270M", read_recipe(ROOT / "configs/gemma3_270m/chat.yaml")
+    base = write_base(project / recipe["model_name_or_path"], template=GEMMA)
+    write_adapter(folder / "lora/sft_lora", recipe["model_name_or_path"], base)
+    write_base(folder / "merged/sft_lora", template=GEMMA)
+    variables = os.environ | {"MODEL": "gemma3_270m", "METHOD": "dpo"}
+    command = [sys.executable, "scripts/launch.py", "base"]
+    made = subprocess.run(command, cwd=project, env=variables, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
 
 
 def test_template_in_the_tokenizers_settings_and_beside_others(tmp_path):
