@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="key=value", help="overrides of the recipe")
     parser.add_argument("--products", type=int, default=1070, help="products for `make generate` (default: 1070)")
-    parser.add_argument("--asked", type=int, default=6, help="products to ask `make api` for (default: 6)")
+    parser.add_argument("--asked", type=int, default=6, help="products to ask `make api` for (default: 6; 0: none)")
     parser.add_argument("--n", type=int, default=4, help="ads for each product (default: 4)")
     parser.add_argument("--tokens", type=int, default=128, help="the most tokens of an ad (default: 128)")
     parser.add_argument("--out", type=Path, default=ROOT / "results/bench", help="folder for the results")
@@ -96,7 +96,7 @@ def main() -> None:
     if vllm.is_wanted():
         runs = [by_server(products, words, options.n, recipe, None)]
     else:
-        runs = [by_server(products[: options.asked], words, options.n, recipe, 1)]
+        runs = [by_server(products[: options.asked], words, options.n, recipe, 1)] if options.asked else []
         table = SCRATCH / "bulk.jsonl"
         write_json_lines(table, ({"attributes": product} for product in products))
         runs.append(in_batches(table, words, options, choices.gpus))

@@ -33,7 +33,7 @@ OPTIONS = {"vllm_maxlen": ("--max-model-len", 2048), "infer_dtype": ("--dtype", 
 # The ranks of adapters that vLLM knows.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # GiB of a recipe's card that are left to CUDA graphs, to the driver and to a screen.
-LEFT = 3
+LEFT = 3.25
 # Unless the user has set them: no reports to vLLM's makers, and no sampler that wants a CUDA compiler (nvcc).
 VARIABLES = {"VLLM_NO_USAGE_STATS": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
