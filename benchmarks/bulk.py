@@ -76,6 +76,25 @@ def by_server(products: list[str], words: list[str], count: int, recipe: dict, m
     return found | {"seconds": seconds, "peak_gib": max(readings, default=None), "up_s": up}
 
 
+def result_lines(results: dict) -> list[list[str]]:
+    """The results as the cells of a table, the head first."""
+    lines = [["way", "cards", "ads", "seconds", "ads per second", "peak GiB", "seconds to start"]]
+    for run in results["written"]:
+        figures = [cell(run.get(key)) for key in ("seconds", "ads_per_s", "peak_gib", "up_s")]
+        lines.append([run["way"], str(run["cards"]), f"{run['ads']:,}", *figures])
+    return lines
+
+
+def format_results(results: dict) -> str:
+    """The results as Markdown, with the notes that somebody has put beside a figure."""
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    notes = "".join(f"\n{run['way']}: {run['note']}.\n" for run in results["written"] if "note" in run)
+    return (
+        f"# Ads for a catalogue: {results['gpu']}\n\nModel {results['model']}. Most tokens of an ad: "
+        f"{results['max_tokens']}. {versions}.\n\n{markdown(result_lines(results))}{notes}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="key=value", help="overrides of the recipe")
@@ -104,15 +123,11 @@ def main() -> None:
     card, command = (measuring.ask_card("name") or ["CPU"])[0], shlex.join(["python", *sys.argv])
     runs = [run | {"command": command} for run in runs]
     path = measuring.card_file(options.out, card, "bulk-")
-    results = {"gpu": card, "model": shown(base), "max_tokens": options.tokens, "runs": runs}
-    results = measuring.add_results(path, results, "runs", ("way", "cards"))
-    lines = [["way", "cards", "ads", "seconds", "ads per second", "peak GiB", "seconds to start"]]
-    for run in results["runs"]:
-        figures = [cell(run.get(key)) for key in ("seconds", "ads_per_s", "peak_gib", "up_s")]
-        lines.append([run["way"], str(run["cards"]), f"{run['ads']:,}", *figures])
-    text = f"# Ads for a catalogue: {card}\n\nModel {shown(base)}. Most tokens of an ad: {options.tokens}.\n\n"
-    measuring.write_results(path, results | {"versions": measuring.library_versions()}, text + markdown(lines))
-    print(align(lines))
+    results = {"gpu": card, "model": shown(base), "max_tokens": options.tokens, "written": runs}
+    results = measuring.add_results(path, results, "written", ("way", "cards"))
+    results |= {"versions": measuring.library_versions()}
+    measuring.write_results(path, results, format_results(results))
+    print(align(result_lines(results)))
 
 
 if __name__ == "__main__":

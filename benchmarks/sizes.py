@@ -45,8 +45,8 @@ SHAPES = {
 MEASURED = ("llama3_8b/sft_qlora", "llama3_8b/sft_lora", "llama3_70b/sft_qlora")
 # Bytes of an NF4 weight: 4 bits, a scale of 8 bits for each 64 weights, and one of 32 bits for each 256 of the scales.
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-# Bytes of the CUDA context and of NCCL's buffers.
-CONTEXT, NCCL = 0.5e9, 0.3e9
+# Bytes of the CUDA context, and of NCCL's buffers by cards: measured on two and four H200, not on eight.
+CONTEXT, NCCL = 0.5e9, {1: 0, 2: 0.85e9, 4: 1.6e9, 8: 1.6e9}
 
 
 def memory(shape: dict, settings: dict, strategy: str, cards: int) -> float:
@@ -66,7 +66,7 @@ def memory(shape: dict, settings: dict, strategy: str, cards: int) -> float:
     repeated = 2 * tokens * (4 * shape["intermediate_size"] + 10 * hidden)
     training = 2 * tokens * layers * hidden + 2 * repeated
     evaluation = 10 * tokens * shape["vocab_size"] if settings.get("eval_strategy") else 0
-    return (weights + states + max(training, evaluation) + CONTEXT + NCCL * (cards > 1)) / GIB
+    return (weights + states + max(training, evaluation) + CONTEXT + NCCL[cards]) / GIB
 
 
 def compare(name: str) -> dict:

@@ -126,9 +126,8 @@ def doctor(choices: Choices, options: argparse.Namespace) -> None:
 def base(choices: Choices, options: argparse.Namespace) -> None:
     """Makes the base model of a stand-in, or the merged model that a method goes on from, if it is missing or older."""
     if choices.goes_on or choices.recipe("pretrain").exists():
-        settings = choices.settings("chat") | {"adapter_name_or_path": None}
-        if choices.goes_on:
-            settings["model_name_or_path"] = str(merged(choices))
+        own = {"model_name_or_path": str(merged(choices))} if choices.goes_on else {}
+        settings = choices.settings("chat") | {"adapter_name_or_path": None} | own
         look(choices, "chat", choices.recipe("chat"), settings)
 
 

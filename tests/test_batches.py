@@ -209,5 +209,5 @@ def test_the_benchmark_measures_both_ways(make, project, tmp_path):
     result = make(project, "bench", "BENCH=bulk", "MODEL=tiny", "DATA=sample", words)
     assert result.returncode == 0, result.stderr[-2000:]
     found = json.loads((tmp_path / "bulk-cpu.json").read_text())
-    assert [(run["way"], run["ads"]) for run in found["runs"]] == [("make api", 2), ("make generate", 6)]
+    assert [(run["way"], run["ads"]) for run in found["written"]] == [("make api", 2), ("make generate", 6)]
     assert "ads per second" in (tmp_path / "bulk-cpu.md").read_text()

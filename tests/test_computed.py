@@ -13,7 +13,7 @@ from tiny_models import add_adapter, build_base
 
 RESULTS = ROOT / "results/bench"
 # By its path: tests may have a module of this name.
-SERVING = runpy.run_path(str(ROOT / "benchmarks/serving.py"))
+SERVING, BULK = (runpy.run_path(str(ROOT / f"benchmarks/{name}.py")) for name in ("serving", "bulk"))
 
 
 def read_json(path):
@@ -75,7 +75,8 @@ def test_computed_sizes_are_those_of_the_recipes():
 
 
 def test_each_table_in_results_shows_the_json_beside_it():
-    writers = {"runs": speed.format_results, "served": SERVING["format_results"], "entries": sizes.format_results}
+    writers = {"runs": speed.format_results, "entries": sizes.format_results}
+    writers |= {"served": SERVING["format_results"], "written": BULK["format_results"]}
     tables = {path.name for path in RESULTS.glob("*.md")}
     for path in RESULTS.glob("*.json"):
         content = read_json(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from lib.files import ROOT
 from lib.recipes import read_recipe
+from lib.vllm import LEFT
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
 TRIES = ROOT / "results/gemma3_270m/tries.md"
@@ -61,6 +62,17 @@ def judge_row(system: str, *scores: str) -> str:
     return "| " + " | ".join(f"{value:.{DIGITS.get(score, 3)}f}" for score, value in means.items()) + " |"
 
 
+WRITTEN = {run["way"]: run for run in results("bench/bulk-nvidia-h200.json")["written"]}
+
+
+VLLM = ("make api BACKEND=vllm", "make api BACKEND=vllm EXPORTED=1")
+
+
+def minutes(run: dict, ads: int = 40_000) -> str:
+    """What a way to write ads takes for so many, with its start."""
+    return f"{(ads / run['ads_per_s'] + run.get('up_s', 0)) / 60:.0f} minutes"
+
+
 def faithfulness_figures() -> list[str]:
     """What docs/faithfulness.md must hold."""
     found = [gemma_row(system, *MAIN) for system in ("base", "qv-1-epoch", "qv-3-epochs", "sft", "reference")]
@@ -87,6 +99,16 @@ def faithfulness_figures() -> list[str]:
         values = [RUNS[f"dpo-{seed}"]["dev"][score] for seed in (1, 2, 3)]
         digits = DIGITS.get(score, 3)
         found.append(f"{label or score} {min(values):.{digits}f}–{max(values):.{digits}f}")
+    keys = results("gemma3_270m/eval_results.json")["by_key"]["systems"]
+    types = [keys[system]["类型"]["coverage"]["value"] for system in ("likeness-1", "reference")]
+    found.append("a share of {:.3f} of them, and of {:.3f} of the human ads".format(*types))
+    pairs, dpo = DISTRIBUTED["llama3_8b_pairs"], DISTRIBUTED["llama3_8b_dpo"]
+    took = f"`make pairs` took {pairs['peak_gib']:.1f} GiB, and `make train METHOD=dpo` {dpo['peak_gib']:.1f} GiB"
+    found.append(f"{took} at {dpo['pairs_per_s']:.1f} pairs per second")
+    plain, fast = WRITTEN["make generate"], WRITTEN[VLLM[0]]
+    found.append(f"takes {minutes(plain)} ([{plain['ads_per_s']:.1f} ads per second]")
+    found.append(f"or {minutes(fast)} with `BACKEND=vllm` ({fast['ads_per_s']:.1f})")
+    found.append(f"One epoch of DPO takes {5000 / dpo['pairs_per_s'] / 60:.0f} minutes")
     features = results("gemma3_270m/features.json")
     row = "| {marks} | {precision:.3f} | {recall:.3f} | {f1:.3f} |"
     found += [row.format(**scores) for name, scores in features["agreement"].items() if name != "held-out, all"]
@@ -185,13 +207,38 @@ def speed_figures() -> list[str]:
     return found
 
 
+def serving_figures() -> list[str]:
+    """What docs/serving.md must hold."""
+    api, batches, vllm, merged = (WRITTEN[way] for way in ("make api", "make generate", *VLLM))
+    found = [f"| {api['ads_per_s']:.2f} | {40_000 / api['ads_per_s'] / 3600:.0f} hours |"]
+    found += [f"| {run['ads_per_s']:.3g} | {minutes(run)} |" for run in (batches, vllm, merged)]
+    assert max(run["peak_gib"] for run in WRITTEN.values()) < 22
+    # From so many products on, of four ads each, the start of vLLM has paid.
+    ends = [run["up_s"] / (1 / batches["ads_per_s"] - 1 / run["ads_per_s"]) / 4 for run in (vllm, merged)]
+    assert min(ends) > 500 and max(ends) < 750
+    versions = results("bench/bulk-nvidia-h200.json")["versions"]
+    return [*found, "vLLM {vllm} with torch {torch}".format(**versions), "The lock's 0.19.1", f"less {LEFT} GiB"]
+
+
+CARDS = ("1_card", "2_cards")
+
+
 def scale_figures() -> list[str]:
     """What docs/scale.md must hold."""
     peaks = (DISTRIBUTED[run]["peak_gib_per_process"] for run in ("ddp", "zero2", "zero3", "fsdp"))
     large, part = DISTRIBUTED["llama3_70b"], DISTRIBUTED["llama3_70b_fsdp"]
+    one, two = ([H200[f"{recipe}_{cards}"]["rows_per_s"] for recipe in ("sft_qlora", "sft_fast")] for cards in CARDS)
+    times = {f"{after / before:.1f}" for before, after in zip(one, two, strict=True)}
+    whole = DISTRIBUTED["llama3_70b_fsdp_4"]
     worst = max(abs(row["error"]) for row in results("bench/sizes.json")["check"])
     return [
         "took {:.2f} GiB with DDP, {:.2f} with ZeRO-2, {:.2f} with ZeRO-3 and {:.2f} with FSDP".format(*peaks),
+        "{:.1f} rows per second (`sft_qlora`), {:.1f} (`sft_fast`)".format(*one),
+        "{:.1f} and {:.1f}, {} times as many".format(*two, *times),
+        f"| {whole['peak_gib_per_process']:.1f} GiB on a card |",
+        f"| {large['peak_gib_per_process']:.1f} GiB |",
+        f"held to {whole['pytorch_gib']} GiB of each",
+        f"took at most {whole['peak_gib_per_process']:.1f} GiB, with evaluation",
         f"{large['left_gib']} GiB were left, like a 48 GB card. It took {large['peak_gib_per_process']:.1f} GiB",
         f"{part['layers']} of 70B's 80 layers trained by FSDP on two cards with {part['left_gib']} GiB left",
         f"differs by at most {worst:.0%}",
@@ -221,6 +268,7 @@ FIGURES = {
     "results/gemma3_270m/tries.md": tries_figures,
     "docs/speed.md": speed_figures,
     "docs/scale.md": scale_figures,
+    "docs/serving.md": serving_figures,
 }
 # Version numbers.
 VERSIONS = {"3.0", "3.1", "3.11"}

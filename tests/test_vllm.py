@@ -101,12 +101,12 @@ def test_a_catalogue(make, project, card, tmp_path):
 def test_the_benchmark_keeps_what_another_way_took(make, project, card, tmp_path):
     path, other = tmp_path / "bulk-49152.json", {"way": "make generate", "cards": 1, "ads": 4, "seconds": 2.0}
     own = {"way": "make api BACKEND=vllm EXPORTED=1", "cards": 1, "ads": 1}
-    earlier = {"gpu": "49152", "model": "saves/Custom/full/pretrain", "max_tokens": 8, "runs": [other, own]}
+    earlier = {"gpu": "49152", "model": "saves/Custom/full/pretrain", "max_tokens": 8, "written": [other, own]}
     path.write_text(json.dumps(earlier))
     words = f"ARGS=--products 3 --n 2 --tokens 8 --out {tmp_path}"
     result = make(project, "bench", "BENCH=bulk", *ENGINE, "EXPORTED=1", words)
     assert result.returncode == 0, result.stderr[-2000:]
-    runs = json.loads(path.read_text())["runs"]
+    runs = json.loads(path.read_text())["written"]
     assert runs[0] == other and [(run["way"], run["ads"]) for run in runs[1:]] == [(own["way"], 6)]
 
 
