@@ -149,8 +149,9 @@ def readme_figures() -> list[str]:
         expected.append("| {bleu-4:.2f} | {rouge-l:.2f} | {coverage:.3f} | {hallucination:.3f} |".format(**scores))
     expected += [gemma_row(system, *DIGITS, "coverage", "hallucination") for system in ("base", "sft", "reference")]
     expected.append(judge_row("dpo", *DIGITS, "coverage", "hallucination"))
-    minutes = [sum(seed.values()) / 60 for seed in results("gemma3_270m/seconds.json")["seconds"]]
-    expected.append(f" {round(sum(minutes) / 3)} ")
+    took = [sum(seed.values()) / 60 for seed in results("gemma3_270m/seconds.json")["seconds"]]
+    expected.append(f" {round(sum(took) / 3)} ")
+    expected += [f" {minutes(WRITTEN[way]).split()[0]} " for way in ("make generate", VLLM[1])]
     published = [row for row in results("published.json")["results"] if row["procedure"] == "A"]
     for row in sorted(published, key=lambda row: -row["bleu-4"])[:3]:
         cells = [row["system"], *(f"{row[score]:.2f}" for score in ("bleu-4", "rouge-1", "rouge-2", "rouge-l"))]
