@@ -87,6 +87,8 @@ def test_model_that_was_not_exported(make, clone):
     [
         (r"warning: slow\nTraceback\n  File\nValueError: of LLaMA-Factory", "the server did not start: ValueError: of"),
         (r"warning: slow\nerror: no adapter\nmake: ***", "error: no adapter"),
+        (r"Traceback\ntorch.OutOfMemoryError: CUDA out of memory", "memory does not suffice: end what else"),
+        (r"ValueError: Free memory (9 GiB) is less than desired GPU memory utilization", "nvidia-smi"),
     ],
 )
 def test_the_error_of_a_server_that_ends_at_once(printed, line):

@@ -13,7 +13,7 @@ from functools import partial
 from typing import IO
 
 from lib.files import ROOT, fail
-from lib.supervision import end_with_parent
+from lib.supervision import GPU_FULL, end_with_parent
 
 # Verb → the variables that name the host and the port of its server, and the default port.
 PAGE = ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", 7860)
@@ -22,6 +22,8 @@ SERVERS = {"api": ("API_HOST", "API_PORT", 8000), "webchat": PAGE, "webui": PAGE
 PATIENCE = 10
 # What a server says of its end. vLLM writes the name of a process before each line.
 ERROR = re.compile(r"[\w.]+(Error|Exception): \S.*")
+# vLLM wants a share of the card, and says so if that is taken, or leaves no room beside the weights.
+SHARE_TAKEN = re.compile(r"No available memory for the cache|less than desired GPU memory utilization")
 
 
 def is_loopback(host: str) -> bool:
@@ -133,6 +135,9 @@ def wait_until_up(server: subprocess.Popen, url: str, log: IO[bytes]) -> None:
             if line.startswith("warning: "):
                 print(line, file=sys.stderr)
         return
+    if any(GPU_FULL.search(line) or SHARE_TAKEN.search(line) for line in lines):
+        hint = "end what else is on the card (nvidia-smi), or load the model in 4 bits: ARGS=quantization_bit=4"
+        fail(f"the server did not start, for the card's memory does not suffice: {hint}")
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     # vLLM ends with "Engine core initialization failed. See root cause above."
     named = [found[0] for line in lines if (found := ERROR.search(line)) and "See root cause" not in line]
