@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from lib.files import ROOT
+from lib.files import ROOT, read_json_lines
 from lib.recipes import known_keys
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
@@ -156,3 +156,11 @@ def test_both_languages_say_the_same(pair):
 @pytest.mark.parametrize("path", [*READMES, ROOT / "CONTRIBUTING.md", *PAGES], ids=name)
 def test_documents_are_short(path):
     assert read(path).count("\n") <= LENGTH
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+def test_the_ad_on_the_first_screen_is_one_without_inventions(readme):
+    [(product, ad)] = re.findall(r"^\| `([^`]+#[^`]+)` \| (.+) \|$", readme.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = read_json_lines(ROOT / "results/gemma3_270m/marked_ads.jsonl")
+    [marks] = [row["marks"] for row in rows if (row["product"], row["ad"]) == (product, ad)]
+    assert not marks
