@@ -158,9 +158,9 @@ def test_documents_are_short(path):
     assert read(path).count("\n") <= LENGTH
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+@pytest.mark.parametrize("readme", READMES, ids=name)
 def test_the_ad_on_the_first_screen_is_one_without_inventions(readme):
-    [(product, ad)] = re.findall(r"^\| `([^`]+#[^`]+)` \| (.+) \|$", readme.read_text(encoding="utf-8"), re.MULTILINE)
+    [(product, ad)] = re.findall(r"^\| `([^`]+#[^`]+)` \| (.+) \|$", read(readme), re.MULTILINE)
     rows = read_json_lines(ROOT / "results/gemma3_270m/marked_ads.jsonl")
     [marks] = [row["marks"] for row in rows if (row["product"], row["ad"]) == (product, ad)]
     assert not marks
