@@ -95,14 +95,6 @@ def test_pairs_of_a_model_that_is_not_fine_tuned(make, clone):
     assert result.returncode != 0 and "make train MODEL=tiny" in line and not (clone / "saves/Custom/full").exists()
 
 
-def test_rows_whose_samples_do_not_differ(make, demo, tmp_path):
-    folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
-    words = "ARGS=--rows 4 --samples 2 do_sample=false"
-    result = make(folder, "pairs", "MODEL=tiny", "DATA=sample", words)
-    [line] = [line for line in result.stderr.split("\n") if line.startswith("error: ")]
-    assert result.returncode != 0 and "no two ads" in line and not list(folder.glob("data/tiny_pairs*"))
-
-
 def test_pairs_of_another_model_run_or_hand(make, demo, tmp_path):
     """A preference training goes on from one model, and takes the pairs of its own ads only."""
     folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
@@ -227,6 +219,10 @@ def test_from_pairs_to_scores(make, demo, tmp_path):
     # Ads that are there already are used again.
     again = make(folder, "pairs", *tiny, "ARGS=--rows 24 --samples 2")
     assert again.returncode == 0 and "Ads 1" not in again.stderr
+    # No two of a row lie that far apart. The pairs stay as they are.
+    apart = make(folder, "pairs", *tiny, "ARGS=--rows 24 --samples 2 --margin 99")
+    assert apart.returncode and "error: no two ads" in apart.stderr
+    assert read_json_lines(folder / "data/tiny_pairs.jsonl") == rows
     result = make(folder, "train", *tiny, "METHOD=dpo", "ARGS=logging_steps=1")
     assert result.returncode == 0, result.stderr[-2000:]
     assert (folder / "saves/Custom/merged/sample_qlora/model.safetensors").exists()

@@ -87,6 +87,11 @@ def test_model_that_was_not_exported(make, clone):
     [
         (r"warning: slow\nTraceback\n  File\nValueError: of LLaMA-Factory", "the server did not start: ValueError: of"),
         (r"warning: slow\nerror: no adapter\nmake: ***", "error: no adapter"),
+        (
+            r"(pid=7) ValueError: No room\nRuntimeError: Failed. See root cause above",
+            "did not start: ValueError: No room",
+        ),
+        (r"(pid=7) ERROR ValueError: No available memory for the cache blocks", "ARGS=quantization_bit=4"),
         (r"Traceback\ntorch.OutOfMemoryError: CUDA out of memory", "memory does not suffice: end what else"),
         (r"ValueError: Free memory (9 GiB) is less than desired GPU memory utilization", "nvidia-smi"),
     ],
