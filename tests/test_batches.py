@@ -184,7 +184,9 @@ def test_batches_grow_with_free_memory(monkeypatch, tmp_path, free, rows):
     choices = read_choices({"MODEL": "llama3_8b"})
     assert batch_size(choices, []) == (rows, 40) and batch_size(choices, [f"{BATCH}=428"]) == (428, 40)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert batch_size(choices, []) < (107, 40) and cards_of(2) == ["0", "1"]
+    assert batch_size(choices, []) < (107, 40) and cards_of(2) == ["", ""]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert cards_of(2) == ["0", "1"]
 
 
 def test_json_of_a_part_is_what_was_asked(tmp_path):

@@ -78,8 +78,8 @@ def batch_size(choices: Choices, words: list[str]) -> tuple[int, int]:
 
 
 def cards_of(count: int) -> list[str]:
-    """CUDA_VISIBLE_DEVICES for each of `count` processes. Without a card it does not matter."""
-    seen = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")
+    """CUDA_VISIBLE_DEVICES for each of `count` processes. Cards that the user has hidden stay hidden."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     return [seen[place % len(seen)] for place in range(count)]
 
 
