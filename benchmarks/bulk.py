@@ -87,11 +87,10 @@ def result_lines(results: dict) -> list[list[str]]:
 
 def format_results(results: dict) -> str:
     """The results as Markdown, with the notes that somebody has put beside a figure."""
-    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     notes = "".join(f"\n{run['way']}: {run['note']}.\n" for run in results["written"] if "note" in run)
     return (
         f"# Ads for a catalogue: {results['gpu']}\n\nModel {results['model']}. Most tokens of an ad: "
-        f"{results['max_tokens']}. {versions}.\n\n{markdown(result_lines(results))}{notes}"
+        f"{results['max_tokens']}. {measuring.versions_text(results)}.\n\n{markdown(result_lines(results))}{notes}"
     )
 
 

@@ -45,6 +45,11 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | installed_versions(LIBRARIES)
 
 
+def versions_text(results: dict) -> str:
+    """The versions of a results file, as the text beside its table names them."""
+    return ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+
+
 def poll_memory(readings: list[float], stop: threading.Event) -> None:
     """Appends the GPU memory in use by all processes, in GiB, every 0.2 s until `stop` is set."""
     while not stop.wait(0.2) and (answer := ask_card("memory.used")):

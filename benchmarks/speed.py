@@ -7,7 +7,7 @@ from pathlib import Path
 from arithmetic import OTHER_CARD, count_operations
 from lib.files import read_json_lines
 from lib.tables import markdown
-from measuring import cell, percent, tidy
+from measuring import cell, percent, tidy, versions_text
 
 
 def read_samples(folder: Path) -> list[list[int]]:
@@ -158,11 +158,10 @@ def format_results(results: dict) -> str:
     card, matmul = results["gpu"], results["matmul"]
     if card != "CPU":
         card += f", {results['memory_gib']:.0f} GiB, driver {results['driver']}"
-    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     return (
         f"# Speed and memory of the recipes: {results['gpu']}\n\n"
         f"{card}. Matrix rate: {matmul['tflops']:.3g} TFLOP/s, measured with {matmul['dtype']} products of "
-        f"{matmul['size']:,} × {matmul['size']:,}. {versions}.\n\n"
+        f"{matmul['size']:,} × {matmul['size']:,}. {versions_text(results)}.\n\n"
         f"{markdown(result_lines(results))}\n"
         "Rows and tokens are those of the data set, without padding. Share of the matrix rate: the arithmetic of the "
         "training over what the machine does in plain matrix products in the same time. Spread: the distance between "

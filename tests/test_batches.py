@@ -204,13 +204,12 @@ def test_json_of_a_part_is_what_was_asked(tmp_path):
     ]
 
 
-def test_the_benchmark_measures_batches(make, project, tmp_path):
-    """A server is measured in tests/test_vllm.py."""
+def test_the_benchmark_measures_both_ways(make, project, tmp_path):
     # An adapter that is there is not made.
     shutil.copytree(project / "saves/Custom/lora/sample_qlora", project / "saves/bench/tiny_pretrain_adapter")
-    words = f"ARGS=--products 3 --asked 0 --n 2 --tokens 8 --out {tmp_path}"
+    words = f"ARGS=--products 3 --asked 1 --n 2 --tokens 8 --out {tmp_path}"
     result = make(project, "bench", "BENCH=bulk", "MODEL=tiny", "DATA=sample", words)
     assert result.returncode == 0, result.stderr[-2000:]
     found = json.loads((tmp_path / "bulk-cpu.json").read_text())
-    assert [(run["way"], run["ads"]) for run in found["written"]] == [("make generate", 6)]
+    assert [(run["way"], run["ads"]) for run in found["written"]] == [("make api", 2), ("make generate", 6)]
     assert "ads per second" in (tmp_path / "bulk-cpu.md").read_text()

@@ -208,6 +208,9 @@ def test_from_pairs_to_scores(make, demo, tmp_path):
     """Pairs of its own ads, DPO from the merged model on, an editor's verdicts, KTO from there on, an evaluation."""
     folder = copy_demo(demo[0], tmp_path, "checkpoint-*", "exports")
     tiny = ("MODEL=tiny", "DATA=sample")
+    # No two ads of a row lie that far apart.
+    apart = make(folder, "pairs", *tiny, "ARGS=--rows 24 --samples 2 --margin 99")
+    assert apart.returncode and "error: no two ads" in apart.stderr and not list(folder.glob("data/tiny_pairs*"))
     result = make(folder, "pairs", *tiny, "ARGS=--rows 24 --samples 2")
     assert result.returncode == 0, result.stderr[-2000:]
     rows = read_json_lines(folder / "data/tiny_pairs.jsonl")
@@ -219,10 +222,6 @@ def test_from_pairs_to_scores(make, demo, tmp_path):
     # Ads that are there already are used again.
     again = make(folder, "pairs", *tiny, "ARGS=--rows 24 --samples 2")
     assert again.returncode == 0 and "Ads 1" not in again.stderr
-    # No two of a row lie that far apart. The pairs stay as they are.
-    apart = make(folder, "pairs", *tiny, "ARGS=--rows 24 --samples 2 --margin 99")
-    assert apart.returncode and "error: no two ads" in apart.stderr
-    assert read_json_lines(folder / "data/tiny_pairs.jsonl") == rows
     result = make(folder, "train", *tiny, "METHOD=dpo", "ARGS=logging_steps=1")
     assert result.returncode == 0, result.stderr[-2000:]
     assert (folder / "saves/Custom/merged/sample_qlora/model.safetensors").exists()

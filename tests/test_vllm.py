@@ -89,6 +89,8 @@ def test_the_api_has_the_recipes_prompt_and_sampling_and_one_door(project, card)
 
 def test_a_catalogue(make, project, card, tmp_path):
     words = ("generate", *ENGINE, "N=3", f"OUTPUT={tmp_path}/ads.csv")
+    line = make(project, *words, "ARGS=vllm_maxlen=9").stderr.strip().split("\n")[-2]
+    assert "the server did not start" in line and "memory" in line and "ARGS=quantization_bit=4" in line
     result = make(project, *words, API_KEY=KEY)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "12 of 12 rows have an ad" in result.stdout

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import jinja2
@@ -24,6 +25,11 @@ parser.add_argument("--dtype")
 parser.add_argument("--enable-lora", action="store_true")
 parser.add_argument("--disable-uvicorn-access-log", action="store_true")
 options = parser.parse_args()
+if options.max_model_len < 1000:
+    print(
+        "(EngineCore pid=7) ERROR [core.py:1] ValueError: No available memory for the cache blocks.\n\nTraceback", "…"
+    )
+    sys.exit("RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}")
 template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(Path(options.chat_template).read_text())
 assert json.loads(Path(options.generation_config, "generation_config.json").read_text())["eos_token_id"]
 adapter = options.lora_modules.partition("=") if options.enable_lora else None
