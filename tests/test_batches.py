@@ -15,7 +15,7 @@ from generating import CHOICES, DEV, command, example_rows, journal_of, read_ads
 from lib.batches import BATCH, batch_size, cards_of, read_part, sampling_words, write_part
 from lib.choices import read_choices
 from lib.files import ROOT, read_json_lines
-from lib.recipes import read_recipe
+from lib.recipes import read_recipe, sampling_defaults
 from processes import wait_for, without_memory
 
 SHORT = ("max_new_tokens=16", "--n", "1")
@@ -169,6 +169,9 @@ def test_the_sampling_is_that_of_the_chat_recipe(model):
     assert {key: written[key] for key in chat if not key.endswith("name_or_path")} == {
         key: value for key, value in chat.items() if not key.endswith("name_or_path")
     }
+    # What neither names has LLaMA-Factory's own default, as for `make api`: a penalty of predict.yaml does not count.
+    for key, default in sampling_defaults().items():
+        assert written.get(key, default) == chat.get(key, default), key
     assert "/merged/" in written["model_name_or_path"] and written["adapter_name_or_path"].endswith("_dpo")
     assert not read_recipe(ROOT / choices.recipe("predict"), sampling_words(choices, ["temperature=0"]))["do_sample"]
 

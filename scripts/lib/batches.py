@@ -25,7 +25,7 @@ from lib.files import ROOT, printable, read_json_lines, write_json, write_json_l
 from lib.gpu import ask_cards
 from lib.journal import Done, Key, Stopped
 from lib.predictions import is_asked
-from lib.recipes import read_recipe
+from lib.recipes import read_recipe, sampling_defaults
 from lib.supervision import OUT_OF_MEMORY, end_with_parent
 
 # Batches of a part with a card, and without one. They take some minutes, and to load the model takes half of one.
@@ -39,7 +39,14 @@ BAR = re.compile(rb" *\d+%\|[^|]*\| (\d+)/\d+ \[")
 
 def sampling_words(choices: Choices, overrides: list[str]) -> list[str]:
     """What the predict recipe gets to write as `make api` would: the model and the sampling of the chat recipe."""
-    chat = {"do_sample": True} | read_recipe(ROOT / choices.recipe("chat"), [*served_overrides(choices), *overrides])
+    # What only the predict recipe names, such as its repetition penalty, is not what `make api` writes with.
+    predict = read_recipe(ROOT / choices.recipe("predict"))
+    unnamed = {key: value for key, value in sampling_defaults().items() if key in predict}
+    chat = (
+        unnamed
+        | {"do_sample": True}
+        | read_recipe(ROOT / choices.recipe("chat"), [*served_overrides(choices), *overrides])
+    )
     if not chat.get("temperature", 1):
         chat |= {"do_sample": False, "temperature": 1.0}
     # JSON is YAML. Within quotation marks, no character is taken for a mark of YAML's.

@@ -39,17 +39,30 @@ def check_overrides(words: Sequence[str], verb: str) -> list[str]:
 
 def known_keys(verb: str) -> set[str]:
     """The keys that LLaMA-Factory accepts in a recipe for `verb`."""
-    hparams = Path(importlib.util.find_spec("llamafactory").origin).parent / "hparams"
+    hparams = folder("llamafactory") / "hparams"
     sources = [hparams / f"{name}_args.py" for name in ("model", "data", "finetuning", "generating")]
     if verb == "train":
-        transformers = Path(importlib.util.find_spec("transformers").origin).parent
-        sources += [hparams / "training_args.py", transformers / "training_args.py"]
-        sources.append(transformers / "training_args_seq2seq.py")
-    return set().union(*map(fields, sources))
+        sources += [hparams / "training_args.py", folder("transformers") / "training_args.py"]
+        sources.append(folder("transformers") / "training_args_seq2seq.py")
+    return {
+        name for source in sources for name, line in fields(source).items() if "init=False" not in ast.unparse(line)
+    }
 
 
-def fields(source: Path) -> set[str]:
-    """The names of the dataclass fields in a Python file. It is parsed, not imported: an import takes eight seconds."""
+def sampling_defaults() -> dict:
+    """The keys of LLaMA-Factory that say how an ad is decoded → their defaults."""
+    found = fields(folder("llamafactory") / "hparams/generating_args.py")
+    words = {name: word for name, line in found.items() for word in line.value.keywords if word.arg == "default"}
+    return {name: ast.literal_eval(word.value) for name, word in words.items()}
+
+
+def folder(package: str) -> Path:
+    """Where a package is installed. It is not imported: that takes eight seconds."""
+    return Path(importlib.util.find_spec(package).origin).parent
+
+
+def fields(source: Path) -> dict[str, ast.AnnAssign]:
+    """The dataclass fields in a Python file: name → its line, parsed."""
     classes = (node for node in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef))
     lines = (line for node in classes for line in node.body if isinstance(line, ast.AnnAssign))
-    return {line.target.id for line in lines if "init=False" not in ast.unparse(line)}
+    return {line.target.id: line for line in lines}
