@@ -1,43 +1,35 @@
 """Every figure in the READMEs and on the pages under docs/ is the one that stands in results/."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
+from card_figures import (
+    BATCHES,
+    DISTRIBUTED,
+    EXPORTED,
+    H100,
+    H200,
+    ROWS,
+    VLLM,
+    hours,
+    minutes,
+    read,
+    results,
+    scale_figures,
+    serving_figures,
+    speed_figures,
+)
 from lib.files import ROOT
 from lib.recipes import read_recipe
-from lib.vllm import LEFT
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
 TRIES = ROOT / "results/gemma3_270m/tries.md"
 PAGES = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), TRIES]
 
 
-def read(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
 def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
-
-
-def results(path: str) -> dict:
-    return json.loads(read(ROOT / "results" / path))
-
-
-def runs_of(card: str) -> dict[str, dict]:
-    """The measured runs of Llama 3 8B on a card, by name."""
-    return {run["name"]: run for run in results(f"bench/{card}.json")["runs"] if "llama3_8b" in run["recipe"]}
-
-
-DISTRIBUTED = {run["name"]: run for run in results("distributed.json")["runs"]}
-H100, H200 = runs_of("nvidia-h100-80gb-hbm3"), runs_of("nvidia-h200")
-ROWS = results("bench/scale.json")["costs"][-1]["rows"]
-
-
-def hours(rows_per_s: float) -> float:
-    return ROWS / rows_per_s / 3600
 
 
 DIGITS = dict.fromkeys(("bleu-4", "rouge-1", "rouge-2", "rouge-l"), 2)
@@ -60,17 +52,6 @@ def judge_row(system: str, *scores: str) -> str:
     seeds = [run["dev"] for name, run in RUNS.items() if re.fullmatch(rf"{system}(-\d)?", name)]
     means = {score: sum(seed[score] for seed in seeds) / len(seeds) for score in scores}
     return "| " + " | ".join(f"{value:.{DIGITS.get(score, 3)}f}" for score, value in means.items()) + " |"
-
-
-WRITTEN = {run["way"]: run for run in results("bench/bulk-nvidia-h200.json")["written"]}
-
-
-VLLM = ("make api BACKEND=vllm", "make api BACKEND=vllm EXPORTED=1")
-
-
-def minutes(run: dict, ads: int = 40_000) -> str:
-    """What a way to write ads takes for so many, with its start."""
-    return f"{(ads / run['ads_per_s'] + run.get('up_s', 0)) / 60:.0f} minutes"
 
 
 def faithfulness_figures() -> list[str]:
@@ -105,9 +86,8 @@ def faithfulness_figures() -> list[str]:
     pairs, dpo = DISTRIBUTED["llama3_8b_pairs"], DISTRIBUTED["llama3_8b_dpo"]
     took = f"`make pairs` took {pairs['peak_gib']:.1f} GiB, and `make train METHOD=dpo` {dpo['peak_gib']:.1f} GiB"
     found.append(f"{took} at {dpo['pairs_per_s']:.1f} pairs per second")
-    plain, fast = WRITTEN["make generate"], WRITTEN[VLLM[0]]
-    found.append(f"takes {minutes(plain)} ([{plain['ads_per_s']:.1f} ads per second]")
-    found.append(f"or {minutes(fast)} with `BACKEND=vllm` ({fast['ads_per_s']:.1f})")
+    found.append(f"takes {minutes(BATCHES)} ([{BATCHES['ads_per_s']:.1f} ads per second]")
+    found.append(f"or {minutes(VLLM)} with `BACKEND=vllm` ({VLLM['ads_per_s']:.1f})")
     found.append(f"One epoch of DPO takes {5000 / dpo['pairs_per_s'] / 60:.0f} minutes")
     features = results("gemma3_270m/features.json")
     row = "| {marks} | {precision:.3f} | {recall:.3f} | {f1:.3f} |"
@@ -130,6 +110,9 @@ def tries_figures() -> list[str]:
     for scores in list(sampled["systems"].values())[:4]:
         shown = (scores[score]["value"] for score in ("coverage", "hallucination", "distinct-4", "unsupported"))
         found.append("| " + " | ".join(f"{value:.3f}" for value in shown) + " |")
+    [every, *_] = results("gemma3_270m/best_of_4_all/eval_results.json")["systems"].values()
+    shown = "coverage {:.3f}, hallucination {:.3f}, distinct-4 {:.3f}"
+    found.append(shown.format(*(every[score]["value"] for score in ("coverage", "hallucination", "distinct-4"))))
     found += [
         "temperature 0.7",
         "temperature 1,",
@@ -163,7 +146,7 @@ def readme_figures() -> list[str]:
     expected.append(judge_row("dpo", *DIGITS, "coverage", "hallucination"))
     took = [sum(seed.values()) / 60 for seed in results("gemma3_270m/seconds.json")["seconds"]]
     expected.append(f" {round(sum(took) / 3)} ")
-    expected += [f" {minutes(WRITTEN[way]).split()[0]} " for way in ("make generate", VLLM[1])]
+    expected += [f" {minutes(run).split()[0]} " for run in (BATCHES, EXPORTED)]
     published = [row for row in results("published.json")["results"] if row["procedure"] == "A"]
     for row in sorted(published, key=lambda row: -row["bleu-4"])[:3]:
         cells = [row["system"], *(f"{row[score]:.2f}" for score in ("bleu-4", "rouge-1", "rouge-2", "rouge-l"))]
@@ -185,79 +168,6 @@ def evaluation_figures() -> list[str]:
     [note] = [row["note"] for row in published if row["system"] == "Yi-9B, rsLoRA"]
     coverage, hallucination = re.findall(r"(?:coverage|hallucination) ([\d.]+)", note)
     return [*found, f"coverage of {coverage} and a hallucination of {hallucination}"]
-
-
-def speed_figures() -> list[str]:
-    """What docs/speed.md must hold."""
-    found = []
-    for run in ("sft_qlora", "sft_lora", "sft_fast"):
-        times = [card[run]["rows_per_s"] / card["plain"]["rows_per_s"] for card in (H100, H200)]
-        found.append(f"| `{run}` | {times[0]:.1f} | {times[1]:.1f} |")
-    cards = {"H100": "nvidia-h100-80gb-hbm3", "H200": "nvidia-h200"}
-    for card, file in cards.items():
-        for run in results(f"bench/profile-{file}.json")["profiled"]:
-            kinds = ("matrix products", "attention", "4-bit weights", "no kernel")
-            shares = " | ".join(f"{run['shares'][kind]:.0%}" for kind in kinds)
-            found.append(f"| `{run['name']}` | {card} | {shares} |")
-    found.append(f"fills a 24 GB card ({H200['sft_fast']['peak_gib']:.1f} GiB)")
-    same_card = min(repeat["rows_per_s"] for repeat in H200["sft_fast"]["measured"])
-    assert round(1 - H200["all_linear"]["rows_per_s"] / same_card, 1) == 0.2
-    peak = f"{H200['all_linear']['peak_gib']:.1f} GiB"
-    found.append(f"a fifth fewer rows per second than `sft_fast` on the same card, and take {peak}")
-    for with_it, without in (("sft_qlora", "qlora_no_cudnn"), ("predict_cudnn", "predict")):
-        rows = [f"{H200[run]['rows_per_s']:.1f}" for run in (with_it, without)]
-        found += [f"{rows[0]} rows per second with it (`{with_it}`", f"{rows[1]} without it (`{without}`)"]
-    served = {run["clients"]: run["whole_ad_s"]["median"] for run in results("bench/server-nvidia-h200.json")["served"]}
-    found.append(
-        f"32 clients waited {served[32]:.1f} seconds for an ad (median), and a single one {served[1]:.1f} seconds"
-    )
-    cost = results("bench/scale.json")["costs"][-1]["prepare"]
-    found.append(f"all {ROWS:,} rows took {cost['seconds']:.1f} seconds and at most {cost['peak_rss_gib']:.2f} GiB")
-    large = DISTRIBUTED["llama3_70b"]
-    found.append(
-        f"with {large['left_gib']} GiB left on the card, the same training took {large['peak_gib_per_process']:.1f} GiB"
-    )
-    return found
-
-
-def serving_figures() -> list[str]:
-    """What docs/serving.md must hold."""
-    api, batches, vllm, merged = (WRITTEN[way] for way in ("make api", "make generate", *VLLM))
-    found = [f"| {api['ads_per_s']:.2f} | {40_000 / api['ads_per_s'] / 3600:.0f} hours |"]
-    found += [f"| {run['ads_per_s']:.3g} | {minutes(run)} |" for run in (batches, vllm, merged)]
-    assert max(run["peak_gib"] for run in WRITTEN.values()) < 22
-    # From so many products on, of four ads each, the start of vLLM has paid.
-    ends = [run["up_s"] / (1 / batches["ads_per_s"] - 1 / run["ads_per_s"]) / 4 for run in (vllm, merged)]
-    assert min(ends) > 500 and max(ends) < 750
-    versions = results("bench/bulk-nvidia-h200.json")["versions"]
-    return [*found, "vLLM {vllm} with torch {torch}".format(**versions), "The lock's 0.19.1", f"less {LEFT} GiB"]
-
-
-CARDS = ("1_card", "2_cards")
-
-
-def scale_figures() -> list[str]:
-    """What docs/scale.md must hold."""
-    peaks = (DISTRIBUTED[run]["peak_gib_per_process"] for run in ("ddp", "zero2", "zero3", "fsdp"))
-    large, part = DISTRIBUTED["llama3_70b"], DISTRIBUTED["llama3_70b_fsdp"]
-    one, two = ([H200[f"{recipe}_{cards}"]["rows_per_s"] for recipe in ("sft_qlora", "sft_fast")] for cards in CARDS)
-    times = {f"{after / before:.1f}" for before, after in zip(one, two, strict=True)}
-    whole = DISTRIBUTED["llama3_70b_fsdp_4"]
-    worst = max(abs(row["error"]) for row in results("bench/sizes.json")["check"])
-    return [
-        "took {:.2f} GiB with DDP, {:.2f} with ZeRO-2, {:.2f} with ZeRO-3 and {:.2f} with FSDP".format(*peaks),
-        "{:.1f} rows per second (`sft_qlora`), {:.1f} (`sft_fast`)".format(*one),
-        "{:.1f} and {:.1f}, {} times as many".format(*two, *times),
-        f"| {whole['peak_gib_per_process']:.1f} GiB on a card |",
-        f"| {large['peak_gib_per_process']:.1f} GiB |",
-        f"held to {whole['pytorch_gib']} GiB of each",
-        f"took at most {whole['peak_gib_per_process']:.1f} GiB, with evaluation",
-        f"{large['left_gib']} GiB were left, like a 48 GB card. It took {large['peak_gib_per_process']:.1f} GiB",
-        f"{part['layers']} of 70B's 80 layers trained by FSDP on two cards with {part['left_gib']} GiB left",
-        f"differs by at most {worst:.0%}",
-        # Computed from the shape: 40 layers keep 40 inputs of 2 × 2,048 × 8,192 bytes each.
-        f"{40 * 2 * 2048 * 8192 / 1e9:.1f} GB more activations",
-    ]
 
 
 def editor_figures() -> list[str]:
