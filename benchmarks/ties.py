@@ -1,7 +1,7 @@
 """Counts the greedy ads that two engines wrote alike, and tells how close the choice was where they first differ.
 
-  python benchmarks/ties.py --model saves/gemma-3-270m --adapter saves/Gemma-3-270M/lora/sft_lora \
-    one/generated_predictions.jsonl other/generated_predictions.jsonl
+  make bench BENCH=ties ARGS="one/generated_predictions.jsonl other/generated_predictions.jsonl --out results/ties \
+    --model google/gemma-3-270m --adapter saves/Gemma-3-270M/lora/sft_lora"
 
 Both files hold ads for the same rows. For some rows whose ads differ, the model computes the logits at the first token
 that differs in float32, on the CPU. If the two tokens are its best two and their logits lie as close as bfloat16 can
@@ -15,21 +15,20 @@ import statistics
 from itertools import takewhile
 from pathlib import Path
 
-import torch
 from lib.files import fail, read_json_lines, write_json
 from measuring import tidy
-from peft import PeftModel
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, RepetitionPenaltyLogitsProcessor
 
 
-def gap(model: torch.nn.Module, prompt: list[int], pair: list[list[int]], end: int, penalty: float) -> dict:
+def gap(model, prompt: list[int], pair: list[list[int]], end: int, penalty: float) -> dict:
     """How close two token lists are where they first differ, by the logits of a model after the prompt.
 
     Returns `gap`, how far the two logits lie apart; `step`, the distance of two neighbouring bfloat16 numbers there;
     `best_two`, whether no other token has a higher logit; and `first`, whether the best is that of the first list. A
     list that has ended goes on with the token `end`.
     """
+    import torch
+    from transformers import RepetitionPenaltyLogitsProcessor
+
     same = [token for token, _ in takewhile(lambda both: both[0] == both[1], zip(*pair, strict=False))]
     rivals = [tokens[len(same)] if len(tokens) > len(same) else end for tokens in pair]
     ids = torch.tensor([[*prompt, *same]])
@@ -40,6 +39,19 @@ def gap(model: torch.nn.Module, prompt: list[int], pair: list[list[int]], end: i
     apart = abs(float(logits[rivals[0]] - logits[rivals[1]]))
     order = best.indices.tolist()
     return {"gap": apart, "step": step, "best_two": set(order) == set(rivals), "first": order[0] == rivals[0]}
+
+
+def load(folder: str, adapter: str | None):
+    """The model of a folder in float32, with an adapter merged into it, if one is named."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if not adapter:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
 def main() -> None:
@@ -56,10 +68,10 @@ def main() -> None:
         fail(f"{options.files[0]} and {options.files[1]} are not ads with prompts for the same rows")
     pairs = [(row["prompt"], row["predict"], mate["predict"]) for row, mate in zip(one, other, strict=True)]
     differ = [row for row in pairs if row[1] != row[2]]
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
-    if options.adapter:
-        model = PeftModel.from_pretrained(model, options.adapter).merge_and_unload()
+    from tqdm import tqdm
+    from transformers import AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(options.model), load(options.model, options.adapter)
     end = model.generation_config.eos_token_id
     drawn = random.Random(0).sample(differ, min(options.rows, len(differ)))
     found = []

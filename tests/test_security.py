@@ -57,29 +57,35 @@ def write_wheel(folder: Path, code: str) -> bytes:
 
 
 def test_a_package_that_is_not_the_locked_one_is_refused(make, copy_project, tmp_path):
-    """By `make setup`. The same command of pip alone takes the locked one, and none without a hash."""
+    """By `make setup`. The same commands of uv and pip alone take the locked one, and none without a hash."""
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
+    offline |= {"UV_NO_INDEX": "1", "UV_FIND_LINKS": str(tmp_path), "UV_NO_CACHE": "1"}
+    pip = [sys.executable, "-m", "pip", "install"]
+    uv = [BIN / "uv", "pip", "install", "--python", sys.executable]
     locked = f"harmless==1.0 --hash=sha256:{hashlib.sha256(write_wheel(tmp_path, '')).hexdigest()}\n"
     (tmp_path / "requirements.lock").write_text(locked)
 
-    def install() -> tuple[int, str]:
+    def install(*program) -> tuple[int, str]:
         shutil.rmtree(tmp_path / "installed", ignore_errors=True)
         words = ["--require-hashes", "-r", tmp_path / "requirements.lock", "--target", tmp_path / "installed"]
-        command = [sys.executable, "-m", "pip", "install", "--quiet", *words]
+        command = [*program, "--quiet", "--no-deps", *words]
         result = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, timeout=120)
         assert (tmp_path / "installed/harmless.py").exists() != bool(result.returncode)
         return result.returncode, result.stderr
 
-    assert install()[0] == 0
+    assert install(*pip)[0] == install(*uv)[0] == 0
     write_wheel(tmp_path, "print('tampered')")
     folder = copy_project()
     (folder / "requirements.lock").write_text(locked)
     result = make(folder, "setup", "BIN=.venv/bin", **offline)
     assert result.returncode and "DO NOT MATCH THE HASHES" in result.stderr
     assert not (folder / ".venv/.ready").exists() and not list(folder.glob(".venv/lib/*/site-packages/harmless.py"))
+    code, errors = install(*uv)
+    assert code and "Hash mismatch" in errors
     (tmp_path / "requirements.lock").write_text("harmless==1.0\n")
-    code, errors = install()
-    assert code and "Hashes are required" in errors
+    for program, said in ((pip, "Hashes are required"), (uv, "must have a hash")):
+        code, errors = install(*program)
+        assert code and said in " ".join(errors.split()), errors
 
 
 # --- what is loaded ---
