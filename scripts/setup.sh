@@ -28,7 +28,8 @@ if ! .venv/bin/python -c "" 2> /dev/null; then
 fi
 echo "Setting up .venv with $(.venv/bin/python --version): about $([ -n "${VLLM:-}" ] && echo 12 || echo 8) GB, a minute or more"
 # uv, which stands in the lock, too, installs in a fraction of pip's time. It asks the index that pip is set to.
-index=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$(.venv/bin/pip config get global.index-url 2> /dev/null || true)}}
+index=$(.venv/bin/pip config list 2> /dev/null | sed -n "s/^[a-z:]*\.index-url='\(.*\)'$/\1/p" | sed 1q || true)
+index=${UV_DEFAULT_INDEX:-$index}
 [ -z "$index" ] || export UV_DEFAULT_INDEX=$index
 sed -n '/^uv==/,/[^\\]$/p' "$lock" > .venv/uv.lock
 with_uv() {
