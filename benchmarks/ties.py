@@ -1,11 +1,11 @@
 """Counts the greedy ads that two engines wrote alike, and tells how close the choice was where they first differ.
 
-  make bench BENCH=ties ARGS="one/generated_predictions.jsonl other/generated_predictions.jsonl --out results/ties \
+  make bench BENCH=ties ARGS="one/generated_predictions.jsonl other/generated_predictions.jsonl --out ties.json \
     --model google/gemma-3-270m --adapter saves/Gemma-3-270M/lora/sft_lora"
 
 Both files hold ads for the same rows. For some rows whose ads differ, the model computes the logits at the first token
 that differs in float32, on the CPU. If the two tokens are its best two and their logits lie as close as bfloat16 can
-tell apart, the difference is one of rounding. The result goes to ties.json in the folder --out.
+tell apart, the difference is one of rounding. The result is written as JSON.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--adapter", help="folder of the adapter, if there is one")
     parser.add_argument("--penalty", type=float, default=1.1, help="the repetition penalty of the ads (default: 1.1)")
     parser.add_argument("--rows", type=int, default=200, help="rows to look at, drawn at random (default: 200)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the result")
+    parser.add_argument("--out", type=Path, required=True, help="file for the result")
     options = parser.parse_args()
     one, other = map(read_json_lines, options.files)
     if len(one) != len(other) or "prompt" not in one[0]:
@@ -83,7 +83,7 @@ def main() -> None:
     result |= {"the best is the first file's": sum(row["first"] for row in found)}
     result |= {"two steps of bfloat16 apart at most": sum(row["gap"] <= 2 * row["step"] for row in found)}
     result |= {"median gap": statistics.median(row["gap"] for row in found)} if found else {}
-    write_json(options.out / "ties.json", tidy(result))
+    write_json(options.out, tidy(result))
     print(result)
 
 

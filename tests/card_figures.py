@@ -99,6 +99,12 @@ def tries() -> list[str]:
     ]
 
 
+def show(score: dict, digits: int) -> str:
+    """A score with half the width of its interval, as the tables of a report have it."""
+    low, high = score["ci95"]
+    return f"{score['value']:.{digits}f} ±{(high - low) / 2:.{digits}f}"
+
+
 def serving_figures() -> list[str]:
     """What docs/serving.md must hold."""
     api = WRITTEN["make api", 1]
@@ -110,18 +116,16 @@ def serving_figures() -> list[str]:
     assert min(ends) > 500 and max(ends) < 750
     versions = results("bench/bulk-nvidia-h200.json")["versions"]
     found += ["vLLM {vllm} with torch {torch}".format(**versions), "The lock's 0.19.1", f"less {LEFT} GiB"]
-    ties, engines = (results(f"gemma3_270m/engines/{file}.json") for file in ("ties", "eval_results"))
-    scores = {"bleu-4": "BLEU-4 was {:.2f} and {:.2f}", "coverage": "coverage {:.3f} and {:.3f}"}
-    scores["hallucination"] = "hallucination {:.3f} and {:.3f}"
-    for score, words in scores.items():
-        found.append(
-            words.format(*(engines["systems"][engine][score]["value"] for engine in ("LLaMA-Factory", "vLLM")))
-        )
-    found.append(f"Of the {ties['rows']:,} greedy ads of Gemma 3 270M, {ties['equal']} are")
-    found.append(f"In {ties['looked at']} of the others, drawn at random")
-    found.append(
-        f"the model's best two in {ties['the best two']}, and in {ties['two steps of bfloat16 apart at most']}"
-    )
+    engines = results("gemma3_270m/engines/eval_results.json")["systems"]
+    for system in ("LLaMA-Factory", "batches of 512", "vLLM"):
+        scores = (engines[system][score] for score in ("bleu-4", "coverage", "hallucination"))
+        cells = (show(score, digits) for score, digits in zip(scores, (2, 3, 3), strict=True))
+        found.append(f"{system} | {' | '.join(cells)} |")
+    ties, again = (results(f"gemma3_270m/engines/ties{name}.json") for name in ("", "_batches"))
+    pairs = {key: f"{ties[key]} and {again[key]}" for key in ties}
+    found.append(f"Of the {ties['rows']:,} greedy ads of Gemma 3 270M, {ties['equal']} are equal")
+    found += [f"instead of 535 wrote {again['equal']} as before", f"In {ties['looked at']} of the others"]
+    found += [f"best two in {pairs['the best two']}, and in {pairs['two steps of bfloat16 apart at most']} their"]
     return found
 
 
