@@ -80,8 +80,8 @@ bench: setup ## measure speed and memory (BENCH=training, serving, bulk, ties, s
 test: setup ## run all tests
 	@exec $(PY) -m pytest -rs -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-quick: setup ## run the tests that train no model, in about two minutes
-	@exec $(PY) -m pytest -rs -n 3 --dist loadfile --no-loadscope-reorder -m "not trained" $(ARGS)
+test-quick: setup ## run the tests that are not long, in a minute and a half
+	@exec $(PY) -m pytest -rs -n 3 --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
 lint: setup ## check the style of the code
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

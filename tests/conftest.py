@@ -24,16 +24,21 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def needs_training(item) -> bool:
+    """Whether a test needs a trained model: the demo's, or one whose training was measured."""
+    return bool({"demo", "api", "desk", "measured"} & set(item.fixturenames))
+
+
 def pytest_itemcollected(item):
-    """Marks the tests that need a trained model: the demo's, or one whose training was measured."""
-    if {"demo", "api", "desk", "measured"} & set(item.fixturenames):
-        item.add_marker("trained")
+    """Leaves the tests that need a trained model to `make test`."""
+    if needs_training(item):
+        item.add_marker("long")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Sorts the files: one worker makes the demo's models, the other goes on."""
-    trained = {item.path for item in items if item.get_closest_marker("trained")}
+    trained = {item.path for item in items if needs_training(item)}
     # The longest files come first among the rest, so that no worker ends alone with one of them.
     longest = ("test_resume", "test_distributed", "test_pairs", "test_batches")
     items.sort(

@@ -16,7 +16,7 @@ from lib.files import ROOT, read_json_lines
 from lib.recipes import read_recipe
 from tiny_models import add_adapter, build_base
 
-pytestmark = pytest.mark.trained
+pytestmark = pytest.mark.long
 ROWS, STEPS = 24, 5
 RUN = "counted:sft_lora per_device_train_batch_size=2 include_num_input_tokens_seen=true"
 

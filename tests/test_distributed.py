@@ -95,6 +95,7 @@ def test_a_wrong_wish_ends_in_one_line(make, clone, word, said):
     assert said in one_error(make(clone, "train", "MODEL=tiny", word, CUDA_VISIBLE_DEVICES="0,1"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", list(filter(None, STRATEGIES)))
 def test_a_step_takes_the_same_rows_on_any_number_of_cards(make, clone, strategy):
     for cards, nodes, each in ((1, 1, 4), (2, 1, 2), (2, 2, 1), (3, 1, 2), (8, 1, 1)):

@@ -111,6 +111,7 @@ def test_any_predictions_are_read_or_refused(good, odd, escaped, end):
         "".join(found.texts if found else []).encode()
 
 
+@pytest.mark.long
 @FEW
 @given(
     st.lists(st.tuples(attributes, any_texts).filter(lambda row: row[0].strip() and row[1].strip()), max_size=3),
@@ -167,6 +168,7 @@ def test_bad_files(tmp_path, name):
     assert written == (set() if expected else WRITTEN)
 
 
+@pytest.mark.long
 def test_file_names_that_are_no_text(tmp_path):
     odd = Path(os.fsdecode(bytes(tmp_path) + b"/\xff\n\x1b[2J"))
     odd.mkdir()

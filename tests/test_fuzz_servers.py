@@ -100,6 +100,7 @@ def test_any_answer_of_a_server_is_an_ad_or_a_reason(server, status, body):
     assert all(isinstance(ad, str) and ad for ads in found.values() for ad in ads)
 
 
+@pytest.mark.long
 def test_odd_files_through_the_program(tmp_path, server):
     """File names that are no Unicode, a giant row, lone surrogates: each row gets an ad or a reason."""
     odd = Path(os.fsdecode(bytes(tmp_path) + b"/\xff\n\x1b[2J"))

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import pytest
 import yaml
 from lib.files import ROOT
 
 
+@pytest.mark.long
 def test_llamaboards_preset_trains_as_the_recipe_does(tmp_path, monkeypatch):
     # LlamaBoard writes into the folder that it runs in.
     (tmp_path / "llamaboard_config").symlink_to(ROOT / "llamaboard_config")

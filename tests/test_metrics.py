@@ -119,6 +119,7 @@ def test_bootstrap_is_fixed_and_covers_the_mean():
     assert high == pytest.approx(column.mean() + 1.96 * error, abs=0.3 * error)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SHARED.exists(), reason="AdGen's rows are not beside the project")
 def test_real_rows_give_the_known_figures():
     data, train = read_data(SHARED / "dev.json"), read_data(SHARED / "train.json")

@@ -55,6 +55,7 @@ def test_the_three_ads_are_the_best_of_four_and_marked(demo):
         assert all(value in ad for value in re.findall(r"⚠ (\S+)", marks))
 
 
+@pytest.mark.long
 def test_a_stage_that_fails_names_its_log(make, copy_project):
     folder = copy_project()
     (folder / "data/sample/train.jsonl").write_text("no rows\n")

@@ -35,6 +35,7 @@ WITHOUT_WAITING = "import runpy, sys, time; time.sleep = lambda seconds: None; s
 WITHOUT_WAITING += "sys.path[0] = 'scripts'; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hub", ["HF_ENDPOINT", "MODELSCOPE_DOMAIN"])
 def test_hub_that_cannot_be_reached(tmp_path, hub):
     variables = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), hub: "http://127.0.0.1:9"}

@@ -56,6 +56,7 @@ def write_wheel(folder: Path, code: str) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.long
 def test_a_package_that_is_not_the_locked_one_is_refused(make, copy_project, tmp_path):
     """By `make setup`. The same commands of uv and pip alone take the locked one, and none without a hash."""
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
