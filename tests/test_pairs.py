@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from functools import partial
+from functools import cache
 
 import pairs
 import pytest
@@ -18,12 +18,18 @@ from lib.metrics import in_first_half, vocabulary
 
 DRESS = "类型#裙*颜色#白色*材质#雪纺*图案#碎花"
 VALUES = vocabulary([DRESS, "类型#裙*颜色#黑色*材质#牛仔布*图案#条纹"])
-LEXICON = learn([DRESS], ["白色碎花裙，雪纺面料。"])
 GOOD = "这条白色的裙子选用雪纺面料，轻盈飘逸，点缀着清新的碎花，穿上它去郊游，整个人都温柔了起来，怎么搭配都好看。"
 MISSES = GOOD.replace("碎花", "小花")
 INVENTS = GOOD.replace("小花", "").replace("轻盈飘逸", "搭配条纹")
 
-JUDGE = partial(badness, values=VALUES, lexicon=LEXICON)
+
+@cache
+def lexicon():
+    return learn([DRESS], ["白色碎花裙，雪纺面料。"])
+
+
+def judge(product: str, ad: str, **choices) -> float:
+    return badness(product, ad, VALUES, lexicon=lexicon(), **choices)
 
 
 @pytest.mark.parametrize(
@@ -43,10 +49,10 @@ def test_badness_by_hand(ad, bad):
 
 def test_each_unsupported_feature_makes_an_ad_worse():
     ad = GOOD.replace("怎么搭配", "防风保暖")
-    assert badness(DRESS, ad, VALUES, lexicon=LEXICON) == pytest.approx(2 * UNSUPPORTED)
-    assert pairs.make_pair(DRESS, "另一段文字。", [ad, GOOD], JUDGE, 0.15)["chosen"] == GOOD
+    assert judge(DRESS, ad) == pytest.approx(2 * UNSUPPORTED)
+    assert pairs.make_pair(DRESS, "另一段文字。", [ad, GOOD], judge, 0.15)["chosen"] == GOOD
     seen = sum(map(in_first_half, ("防风", "保暖")))
-    assert badness(DRESS, ad, VALUES, half=True, lexicon=LEXICON) == pytest.approx(seen * UNSUPPORTED)
+    assert judge(DRESS, ad, half=True) == pytest.approx(seen * UNSUPPORTED)
 
 
 def test_half_of_the_values_is_not_seen():
@@ -58,25 +64,25 @@ def test_half_of_the_values_is_not_seen():
 
 
 def test_the_best_and_the_worst_become_a_pair():
-    pair = pairs.make_pair(DRESS, GOOD, [MISSES, GOOD, GOOD[:20]], JUDGE, 0.15)
+    pair = pairs.make_pair(DRESS, GOOD, [MISSES, GOOD, GOOD[:20]], judge, 0.15)
     assert pair == {"instruction": DRESS, "chosen": GOOD, "rejected": GOOD[:20]}
-    assert pairs.make_pair(DRESS, GOOD, [GOOD, MISSES], JUDGE, 0.6) is None
-    assert pairs.make_pair(DRESS, GOOD, [GOOD, GOOD], JUDGE, 0) is None
+    assert pairs.make_pair(DRESS, GOOD, [GOOD, MISSES], judge, 0.6) is None
+    assert pairs.make_pair(DRESS, GOOD, [GOOD, GOOD], judge, 0) is None
 
 
 def test_an_ad_with_forbidden_words_is_never_chosen():
     banned = GOOD.replace("怎么搭配都好看", "你的最佳选择")
     assert badness(DRESS, banned, VALUES) == 0
-    pair = pairs.make_pair(DRESS, banned, [banned, MISSES, GOOD[:20]], JUDGE, 0.15)
+    pair = pairs.make_pair(DRESS, banned, [banned, MISSES, GOOD[:20]], judge, 0.15)
     assert pair == {"instruction": DRESS, "chosen": MISSES, "rejected": GOOD[:20]}
-    assert pairs.make_pair(DRESS, banned, [banned, f"{banned[:30]}全网最低"], JUDGE, 0.15) is None
+    assert pairs.make_pair(DRESS, banned, [banned, f"{banned[:30]}全网最低"], judge, 0.15) is None
 
 
 def test_likeness_decides_between_equally_good_ads():
     other = GOOD.replace("温柔", "优雅")
     assert likeness(GOOD, GOOD) == 1 > likeness(other, GOOD) > likeness("别的文案", GOOD) == 0
     for reference in (GOOD, other):
-        assert pairs.make_pair(DRESS, reference, [other, GOOD, "短。"], JUDGE, 0.15)["chosen"] == reference
+        assert pairs.make_pair(DRESS, reference, [other, GOOD, "短。"], judge, 0.15)["chosen"] == reference
 
 
 @pytest.mark.parametrize(("method", "how"), [("dpo", "`make pairs`"), ("kto", "`make pairs FEEDBACK=<file>`")])

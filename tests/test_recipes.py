@@ -11,9 +11,6 @@ import yaml
 from lib.files import ROOT
 from lib.gpu import measured_peak
 
-os.environ["LLAMAFACTORY_VERBOSITY"] = "WARN"
-from llamafactory.hparams import parser
-
 RECIPES = sorted((ROOT / "configs").glob("*/*.yaml"))
 MODELS = sorted({recipe.parent for recipe in RECIPES})
 NAMES = {recipe: f"{recipe.parent.name}/{recipe.name}" for recipe in RECIPES}
@@ -120,15 +117,23 @@ def model(request):
     return {recipe.stem: read(recipe) for recipe in RECIPES if recipe.parent == request.param}
 
 
+def llamafactory():
+    """LLaMA-Factory's own parser. Its import takes seconds, which at the top each worker would spend."""
+    os.environ["LLAMAFACTORY_VERBOSITY"] = "WARN"
+    from llamafactory.hparams import parser
+
+    return parser
+
+
 def test_llamafactory_parses_it_and_runs_no_code_of_a_model(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = read(recipe)
     if verb(recipe) == "train":
         # Whether this machine has a GPU with bf16 is not the recipe's affair.
-        parsed = parser.get_train_args(settings | ({"use_cpu": True} if settings.get("bf16") else {}))
+        parsed = llamafactory().get_train_args(settings | ({"use_cpu": True} if settings.get("bf16") else {}))
         assert parsed[2].save_safetensors is True
     else:
-        parsed = parser.get_infer_args(settings)
+        parsed = llamafactory().get_infer_args(settings)
         assert parsed[0].export_legacy_format is False
     assert parsed[0].trust_remote_code is False and not {"hf_hub_token", "ms_hub_token"} & set(settings)
     assert parsed[0].model_name_or_path == settings["model_name_or_path"]
@@ -136,6 +141,7 @@ def test_llamafactory_parses_it_and_runs_no_code_of_a_model(recipe, tmp_path, mo
 
 
 def test_no_key_restates_a_default(recipe):
+    parser = llamafactory()
     classes = parser._TRAIN_ARGS if verb(recipe) == "train" else parser._INFER_ARGS
     defaults = {field.name: field.default for cls in classes for field in dataclasses.fields(cls)}
     restated = {key for key, value in read(recipe).items() if str(defaults[key]) == str(value)}

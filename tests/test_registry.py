@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import pytest
 from corpus import attempt, is_one_line, mutated
 from hypothesis import given
@@ -14,9 +13,15 @@ from hypothesis import strategies as st
 from lib.files import ROOT
 from lib.predictions import read_data
 from lib.registry import check_sets, data_files
-from llamafactory.data.parser import get_dataset_list
 
 REGISTRY = json.loads((ROOT / "dataset_info/dataset_info.json").read_text(encoding="ascii"))
+
+
+def get_dataset_list(names: list[str], folder: str) -> list:
+    """By LLaMA-Factory. Its import takes seconds, which at the top each worker would spend."""
+    from llamafactory.data.parser import get_dataset_list
+
+    return get_dataset_list(names, folder)
 
 
 def test_both_folders_hold_the_same_registry():
@@ -141,6 +146,8 @@ ROWS = {
 @pytest.fixture
 def registered(tmp_path, monkeypatch):
     """A function that gives the settings of a training on rows that a registry of their own names."""
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
     def register(entry, rows, name="rows.jsonl") -> dict:
