@@ -35,10 +35,11 @@ sed -n '/^uv==/,/[^\\]$/p' "$lock" > .venv/uv.lock
 with_uv() {
   [ -s .venv/uv.lock ] && .venv/bin/pip install --quiet --no-deps --require-hashes -r .venv/uv.lock || return
   .venv/bin/uv pip install --quiet --python .venv/bin/python --cache-dir .venv/cache --no-deps --require-hashes \
-    -r "$lock" && rm -r .venv/cache
+    -r "$lock"
 }
 # The lock holds all of it. Older pips ask in vain for hashes of extras, such as pydantic[email].
 with_uv || .venv/bin/pip install --quiet --no-deps --no-compile --require-hashes -r "$lock"
+rm -rf .venv/cache .venv/uv.lock
 # Left uncompiled, the packages would make every start twice as slow where Python is told to write no bytecode, as many
 # containers do (PYTHONDONTWRITEBYTECODE). Nobody starts their tests.
 .venv/bin/python -m compileall -q -j 0 -x '/tests?/' .venv/lib > /dev/null 2>&1 || true

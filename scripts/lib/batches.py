@@ -42,11 +42,8 @@ def sampling_words(choices: Choices, overrides: list[str]) -> list[str]:
     # What only the predict recipe names, such as its repetition penalty, is not what `make api` writes with.
     predict = read_recipe(ROOT / choices.recipe("predict"))
     unnamed = {key: value for key, value in sampling_defaults().items() if key in predict}
-    chat = (
-        unnamed
-        | {"do_sample": True}
-        | read_recipe(ROOT / choices.recipe("chat"), [*served_overrides(choices), *overrides])
-    )
+    chat = read_recipe(ROOT / choices.recipe("chat"), [*served_overrides(choices), *overrides])
+    chat = unnamed | {"do_sample": True} | chat
     if not chat.get("temperature", 1):
         chat |= {"do_sample": False, "temperature": 1.0}
     # JSON is YAML. Within quotation marks, no character is taken for a mark of YAML's.
