@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     options = parser.parse_args()
     one, other = map(read_json_lines, options.files)
-    if len(one) != len(other) or "prompt" not in one[0]:
+    if not one or len(one) != len(other) or "prompt" not in one[0]:
         fail(f"{options.files[0]} and {options.files[1]} are not ads with prompts for the same rows")
     pairs = [(row["prompt"], row["predict"], mate["predict"]) for row, mate in zip(one, other, strict=True)]
     differ = [row for row in pairs if row[1] != row[2]]

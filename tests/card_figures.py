@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from lib.files import ROOT
+from lib.tables import show
 from lib.vllm import LEFT
 
 
@@ -99,12 +100,6 @@ def tries() -> list[str]:
     ]
 
 
-def show(score: dict, digits: int) -> str:
-    """A score with half the width of its interval, as the tables of a report have it."""
-    low, high = score["ci95"]
-    return f"{score['value']:.{digits}f} ±{(high - low) / 2:.{digits}f}"
-
-
 def serving_figures() -> list[str]:
     """What docs/serving.md must hold."""
     api = WRITTEN["make api", 1]
@@ -118,8 +113,7 @@ def serving_figures() -> list[str]:
     found += ["vLLM {vllm} with torch {torch}".format(**versions), "The lock's 0.19.1", f"less {LEFT} GiB"]
     engines = results("gemma3_270m/engines/eval_results.json")["systems"]
     for system in ("LLaMA-Factory", "batches of 512", "vLLM"):
-        scores = (engines[system][score] for score in ("bleu-4", "coverage", "hallucination"))
-        cells = (show(score, digits) for score, digits in zip(scores, (2, 3, 3), strict=True))
+        cells = (show(score, engines[system][score]) for score in ("bleu-4", "coverage", "hallucination"))
         found.append(f"{system} | {' | '.join(cells)} |")
     ties, again = (results(f"gemma3_270m/engines/ties{name}.json") for name in ("", "_batches"))
     pairs = {key: f"{ties[key]} and {again[key]}" for key in ties}
